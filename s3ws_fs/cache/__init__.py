@@ -1,0 +1,1 @@
+"""The local write-back cache: the only importer of lmdb."""

@@ -1,0 +1,180 @@
+"""What the replica tells the cache: sealed, located, mirrored, fetched, restored.
+
+These transactions change no file: they use no generation and mark nothing dirty.
+
+Invariants
+1. A dirty mark goes only when its record was sealed at a generation not older than the mark's.
+2. A location is recorded only for an extent that still is what was shipped: a mark newer than the
+   seal, or no mark at all (the file is gone), means it is not.
+3. Fetched bytes are stored only while the extent is still cold and still has that location.
+4. Each call is bounded by its arguments, so that the loop can serve requests in between.
+
+Called by replica (in the daemon, on the loop's thread).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import lmdb
+
+from s3ws_fs.cache.tables import Tables
+from s3ws_fs.core import keys
+from s3ws_fs.core.records import (
+    MirrorRow,
+    decode_dirty,
+    decode_mirror,
+    encode_dirty,
+    encode_location,
+)
+from s3ws_fs.core.types import Location
+
+FORGET_BATCH_MAX: Final = 2000
+"""Dirty marks looked at in one transaction of `forget`."""
+
+_TABLE_FIELDS: Final = keys.TABLE_NAMES
+
+
+class Bookkeeping:
+    """Mixed into Cache; needs its `env` and `tables`."""
+
+    env: lmdb.Environment
+    tables: Tables
+
+    def get_json(self, name: str) -> Any:
+        """A meta value kept as JSON; None when there is none."""
+        with self.env.begin() as txn:
+            raw = txn.get(name.encode(), db=self.tables.meta)
+        return None if raw is None else json.loads(raw)
+
+    def put_json(self, name: str, value: Any) -> None:
+        """Keep a meta value as JSON."""
+        with self.env.begin(write=True) as txn:
+            txn.put(name.encode(), json.dumps(value).encode(), db=self.tables.meta)
+
+    def record_locations(self, generation: int, items: Iterable[tuple[bytes, bytes]]) -> None:
+        """Sealed extents: (chunk key, chunk record) each; what changed since is left alone."""
+        with self.env.begin(write=True) as txn:
+            for key, raw in items:
+                mark = keys.dirty_key(keys.T_CHUNKS, key)
+                noted = txn.get(mark, db=self.tables.dirty)
+                if noted is not None and decode_dirty(noted)[0] <= generation:
+                    txn.put(key, raw, db=self.tables.chunks)
+                    txn.delete(mark, db=self.tables.dirty)
+
+    def forget(
+        self,
+        generation: int,
+        freeze_ns: int,
+        resume: bytes = b"",
+        limit: int = FORGET_BATCH_MAX,
+    ) -> bytes | None:
+        """Forget dirt up to a sealed generation; returns where to resume, None when done.
+
+        Call after `record_locations` of the same seal. Inodes go to the mirror's to-do. A mark
+        newer than the seal stays; its first dirt is moved up to the freeze, since what was
+        dirty before is sealed.
+        """
+        with self.env.begin(write=True) as txn, txn.cursor(db=self.tables.dirty) as cursor:
+            found = cursor.set_range(resume) if resume else cursor.first()
+            for _ in range(limit):
+                if not found:
+                    return None
+                mark = cursor.key()
+                noted, first_ns = decode_dirty(cursor.value())
+                if noted > generation:
+                    if first_ns < freeze_ns:
+                        cursor.put(mark, encode_dirty(noted, freeze_ns))
+                    found = cursor.next()
+                elif mark[0] == keys.T_CHUNKS and self._has_extent(txn, mark[1:]):
+                    # Data without a location was not in the seal after all: it stays dirty.
+                    found = cursor.next()
+                else:
+                    if mark[0] == keys.T_INODES:
+                        txn.put(mark[1:], keys.pack_u64(noted), db=self.tables.mtodo)
+                        cursor.set_range(mark)
+                    # At the end of the table py-lmdb's delete() still says True, on an empty key.
+                    found = cursor.delete() and bool(cursor.key())
+            return cursor.key() if found else None
+
+    def _has_extent(self, txn: lmdb.Transaction[bytes], key: bytes) -> bool:
+        return txn.get(key, db=self.tables.extents) is not None
+
+    def record_mirrored(
+        self,
+        put: Sequence[MirrorRow],
+        removed: Sequence[bytes],
+        done: Sequence[tuple[int, int]],
+    ) -> None:
+        """Mirror progress: rows now standing, paths gone, and (ino, generation) finished."""
+        with self.env.begin(write=True) as txn:
+            for path in removed:
+                self._drop_mirror(txn, keys.mirror_key(path))
+            for row in put:
+                key = keys.mirror_key(row.path)
+                self._drop_mirror(txn, key)
+                txn.put(key, row.encode(), db=self.tables.mirror)
+                txn.put(keys.pack_u64(row.ino) + key, b"", db=self.tables.mirrori)
+            for ino, generation in done:
+                key = keys.pack_u64(ino)
+                noted = txn.get(key, db=self.tables.mtodo)
+                if noted is not None and keys.unpack_u64(noted) <= generation:
+                    txn.delete(key, db=self.tables.mtodo)
+
+    def _drop_mirror(self, txn: lmdb.Transaction[bytes], key: bytes) -> None:
+        raw = txn.get(key, db=self.tables.mirror)
+        if raw is not None:
+            txn.delete(keys.pack_u64(decode_mirror(raw).ino) + key, db=self.tables.mirrori)
+            txn.delete(key, db=self.tables.mirror)
+
+    def add_mirror_todo(self, inos: Iterable[int], generation: int) -> None:
+        """Have these inodes' mirror objects looked at again."""
+        with self.env.begin(write=True) as txn:
+            for ino in inos:
+                txn.put(keys.pack_u64(ino), keys.pack_u64(generation), db=self.tables.mtodo)
+
+    def store_fetched(self, items: Iterable[tuple[int, int, Location, bytes]]) -> int:
+        """Keep fetched bytes: (ino, index, location they came from, bytes); returns how many."""
+        stored = 0
+        with self.env.begin(write=True) as txn:
+            for ino, index, location, data in items:
+                key = keys.chunk_key(ino, index)
+                if txn.get(key, db=self.tables.chunks) != encode_location(location):
+                    continue
+                if txn.put(key, data, db=self.tables.extents, overwrite=False):
+                    stored += 1
+        return stored
+
+    def load_records(
+        self, table: int, puts: Iterable[tuple[bytes, bytes]], *, append: bool = False
+    ) -> None:
+        """Restore: put records of a journal table; `append` when sorted and the table is empty."""
+        db = getattr(self.tables, _TABLE_FIELDS[table])
+        with self.env.begin(write=True) as txn, txn.cursor(db=db) as cursor:
+            cursor.putmulti(puts, append=append)
+
+    def drop_records(self, table: int, gone: Iterable[bytes]) -> None:
+        """Restore: tombstones of a journal table; an inode's takes all that hangs on it along."""
+        db = getattr(self.tables, _TABLE_FIELDS[table])
+        hanging = (self.tables.chunks, self.tables.xattrs, self.tables.links)
+        with self.env.begin(write=True) as txn:
+            for key in gone:
+                txn.delete(key, db=db)
+                if table == keys.T_INODES:
+                    for other in hanging:
+                        _drop_prefix(txn, other, key)
+
+    def clear_all(self) -> None:
+        """Restore anew: empty every table."""
+        with self.env.begin(write=True) as txn:
+            for name in self.tables.__dataclass_fields__:
+                txn.drop(getattr(self.tables, name), delete=False)
+
+
+def _drop_prefix(txn: lmdb.Transaction[bytes], db: lmdb._Database, prefix: bytes) -> None:
+    with txn.cursor(db=db) as cursor:
+        found = cursor.set_range(prefix)
+        while found and cursor.key().startswith(prefix):
+            found = cursor.delete()

@@ -1,0 +1,364 @@
+"""The cache of one workspace: opening it safely, changing it, and its bookkeeping.
+
+On disk, below the cache directory of the workspace (0700, files 0600):
+    lock            flock of the daemon that has it open; holds its pid
+    identity.json   which workspace, bucket and format it belongs to
+    boot.json       boot id it is open under, or closed cleanly
+    sync.side       the two sync point slots
+    data/           the LMDB environment
+    spool/          transfer files of the worker
+    quarantine-*/   caches that could not be trusted, kept for a person
+
+Invariants
+1. A cache of another workspace, bucket or format is refused before anything in it is touched.
+2. `generation` is that of the newest commit; it never goes back while the cache lives.
+3. Nothing is ever forgotten from the dirty set unless it was sealed at or after its generation.
+4. Until `restore_complete`, the cache must not be flushed: it does not hold the workspace yet.
+
+Called by fs, replica and daemon.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import lmdb
+
+from s3ws_fs.cache import syncpoint
+from s3ws_fs.cache.bookkeeping import Bookkeeping
+from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, Tables, map_bytes, open_env, open_tables
+from s3ws_fs.cache.tx import Tx
+from s3ws_fs.cache.view import META_HEAD, View
+from s3ws_fs.core.errors import CacheError, ExitCode, FormatError, FsError
+from s3ws_fs.core.limits import FORMAT_VERSION
+from s3ws_fs.core.records import Head
+from s3ws_fs.core.types import ROOT_INO
+
+LOCK_FILE: Final = "lock"
+IDENTITY_FILE: Final = "identity.json"
+SPOOL_DIR: Final = "spool"
+_META_RESTORED: Final = b"restored"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a cache belongs to: workspace prefix, store, and format."""
+
+    prefix: str
+    store: str
+    format: int = FORMAT_VERSION
+
+
+def engine_error(exc: lmdb.Error) -> FsError:
+    """The errno error of an engine error: a full map or disk is ENOSPC, the rest EIO."""
+    full = isinstance(exc, lmdb.MapFullError) or "space left" in str(exc)
+    return FsError(errno.ENOSPC if full else errno.EIO, str(exc))
+
+
+class _Write:
+    """One write transaction as a context manager (a class: generators cost microseconds here)."""
+
+    __slots__ = ("_cache", "_tx", "_txn")
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def __enter__(self) -> Tx:
+        cache = self._cache
+        try:
+            self._txn = cache.env.begin(write=True)
+        except lmdb.Error as exc:
+            raise engine_error(exc) from exc
+        self._tx = Tx(self._txn, cache.tables, cache.head, cache.now_ns())
+        return self._tx
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        tx = self._tx
+        if exc is None and tx.changed:
+            try:
+                tx.finish()
+                self._txn.commit()
+            except BaseException as error:
+                self._txn.abort()
+                if isinstance(error, lmdb.Error):
+                    raise engine_error(error) from error
+                raise
+            self._cache.committed(tx)
+            return
+        self._txn.abort()
+        if isinstance(exc, lmdb.Error):
+            raise engine_error(exc) from exc
+
+
+class ReadContext:
+    """One read transaction as a context manager."""
+
+    __slots__ = ("_env", "_tables", "_txn")
+
+    def __init__(self, env: lmdb.Environment, tables: Tables) -> None:
+        self._env = env
+        self._tables = tables
+
+    def __enter__(self) -> View:
+        self._txn = self._env.begin()
+        return View(self._txn, self._tables)
+
+    def __exit__(self, *_: object) -> None:
+        self._txn.abort()
+
+
+class Cache(Bookkeeping):
+    """An open cache, made by `open_cache`; used from one thread, save for a sync point's write."""
+
+    def __init__(
+        self,
+        directory: Path,
+        env: lmdb.Environment,
+        *,
+        now_ns: Callable[[], int],
+        boot_id: str,
+        lock_fd: int,
+        recovery: str,
+    ) -> None:
+        self.directory = directory
+        self.env = env
+        self.tables = open_tables(env, create=True)
+        self.now_ns = now_ns
+        self.recovery = recovery
+        """How it was opened: "fresh", "kept", "sync-point" (after a power cut) or "quarantined"."""
+        self.on_bytes: Callable[[int], None] = lambda _: None
+        self.uncovered_bytes = 0
+        self._boot_id = boot_id
+        self._lock_fd = lock_fd
+        self._closed = False
+        data_file = directory / DATA_DIR / DATA_FILE
+        self.points = syncpoint.SyncPoints(env, directory, data_file)
+        self.head = self._load_head()
+
+    def _load_head(self) -> Head:
+        with self.read() as view:
+            if view.meta(META_HEAD) is not None:
+                return view.head()
+        head = Head(generation=0, next_ino=ROOT_INO + 1, used_bytes=0, inodes=0)
+        with self.env.begin(write=True) as txn:
+            txn.put(META_HEAD, head.encode(), db=self.tables.meta)
+        return head
+
+    @property
+    def generation(self) -> int:
+        """Number of the newest change."""
+        return self.head.generation
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where the worker keeps its transfer files."""
+        return self.directory / SPOOL_DIR
+
+    def write(self) -> _Write:
+        """`with cache.write() as tx:` one operation; commits on success. Raises FsError."""
+        return _Write(self)
+
+    def read(self) -> ReadContext:
+        """`with cache.read() as view:` one point in time. Never across an await."""
+        return ReadContext(self.env, self.tables)
+
+    def committed(self, tx: Tx) -> None:
+        """Take over the counters of a committed transaction."""
+        self.head = tx.head_rec
+        self.uncovered_bytes += tx.put_bytes
+        self.on_bytes(self.uncovered_bytes)
+
+    def start_sync(self) -> int:
+        """A sync point begins: the bytes it is going to cover."""
+        covered, self.uncovered_bytes = self.uncovered_bytes, 0
+        return covered
+
+    def sync_point(self) -> None:
+        """Make a sync point here and now, blocking: for opening and closing only."""
+        pending = self.points.begin(self.generation)
+        try:
+            self.points.write(pending)
+        except BaseException:
+            self.points.abandon(pending)
+            raise
+        self.points.finish(pending)
+
+    @property
+    def restore_complete(self) -> bool:
+        """Whether the cache holds a whole workspace (a new or a restored one)."""
+        with self.read() as view:
+            return view.meta(_META_RESTORED) is not None
+
+    def set_restore_complete(self) -> None:
+        """The workspace is whole: from now on it may be flushed. Durable when this returns."""
+        with self.env.begin(write=True) as txn:
+            txn.put(_META_RESTORED, b"1", db=self.tables.meta)
+        self.sync_point()
+
+    def set_head(self, head: Head) -> None:
+        """Restore: continue from the counters of the bucket's newest generation."""
+        with self.env.begin(write=True) as txn:
+            txn.put(META_HEAD, head.encode(), db=self.tables.meta)
+        self.head = head
+
+    def file_bytes(self) -> int:
+        """Bytes on disk of the environment."""
+        return (self.directory / DATA_DIR / DATA_FILE).stat().st_blocks * 512
+
+    def reader_check(self) -> int:
+        """Clear reader slots of dead processes: to be called after a worker died."""
+        return self.env.reader_check()
+
+    def close(self) -> None:
+        """Close cleanly: everything synced, the mark set, the lock released. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.sync_point()
+        self.points.close()
+        self.env.close()
+        syncpoint.note_boot(self.directory, self._boot_id, clean=True)
+        os.close(self._lock_fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_cache(
+    directory: Path,
+    identity: Identity,
+    *,
+    quota_bytes: int,
+    now_ns: Callable[[], int],
+    boot_id: str | None = None,
+) -> Cache:
+    """Open the cache of a workspace, creating it when there is none.
+
+    Raises CacheError: in use by another process (exit 5), of another workspace, bucket or
+    format, or damaged (exit 8). A cache no sync point can vouch for after a
+    power cut is moved to quarantine and a fresh one is opened (`recovery` says so): it is never
+    silently used or deleted.
+    """
+    boot = syncpoint.current_boot_id() if boot_id is None else boot_id
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock_fd = _lock(directory)
+    try:
+        _check_identity(directory, identity)
+        recovery = _recover(directory, boot, now_ns())
+        data_dir = directory / DATA_DIR
+        data_dir.mkdir(mode=0o700, exist_ok=True)
+        (directory / SPOOL_DIR).mkdir(mode=0o700, exist_ok=True)
+        syncpoint.note_boot(directory, boot, clean=False)
+        try:
+            env = open_env(data_dir, map_size=map_bytes(quota_bytes), readonly=False)
+            cache = Cache(
+                directory, env, now_ns=now_ns, boot_id=boot, lock_fd=lock_fd, recovery=recovery
+            )
+            cache.sync_point()
+        except (lmdb.Error, FormatError) as exc:
+            raise CacheError(
+                f"the cache in {directory} is damaged: {exc}",
+                remedy="Move that directory away and mount again: the workspace is rebuilt from "
+                "the bucket. What was not sealed is only in the directory you moved: keep it.",
+            ) from exc
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    return cache
+
+
+def _lock(directory: Path) -> int:
+    fd = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+        os.close(fd)
+        raise CacheError(
+            f"the cache in {directory} is in use by the daemon with pid {holder}",
+            remedy="This workspace is mounted already on this host: see `s3ws status`.",
+            exit_code=ExitCode.ALREADY_MOUNTED,
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _check_identity(directory: Path, identity: Identity) -> None:
+    path = directory / IDENTITY_FILE
+    wanted = asdict(identity)
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        if (directory / DATA_DIR / DATA_FILE).exists():
+            raise CacheError(
+                f"the cache in {directory} does not say which workspace it belongs to",
+                remedy=f"Its {IDENTITY_FILE} is missing. Choose another WORKSPACE_CACHE_DIR.",
+            ) from None
+        _write_identity(directory, wanted)
+        return
+    except ValueError as exc:
+        raise CacheError(
+            f"{path} is not readable: {exc}",
+            remedy="Choose another WORKSPACE_CACHE_DIR, and keep this one for inspection.",
+        ) from exc
+    for field, value in wanted.items():
+        if not isinstance(found, dict) or found.get(field) != value:
+            has = found.get(field) if isinstance(found, dict) else found
+            raise CacheError(
+                f"the cache in {directory} belongs to another workspace: {field} is {has!r}, "
+                f"not {value!r}",
+                remedy="Choose another WORKSPACE_CACHE_DIR, or mount the workspace it belongs to.",
+            )
+
+
+def _write_identity(directory: Path, wanted: dict[str, object]) -> None:
+    temp = directory / (IDENTITY_FILE + ".tmp")
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(fd, json.dumps(wanted).encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    temp.replace(directory / IDENTITY_FILE)
+    syncpoint.sync_directory(directory)
+
+
+def _recover(directory: Path, boot_id: str, now_ns: int) -> str:
+    data_file = directory / DATA_DIR / DATA_FILE
+    if not data_file.exists():
+        return "fresh"
+    noted = syncpoint.read_boot(directory)
+    if noted is not None and (noted[1] or noted[0] == boot_id):
+        return "kept"
+    if syncpoint.put_back(directory, data_file) is not None:
+        return "sync-point"
+    quarantine(directory, now_ns)
+    return "quarantined"
+
+
+def quarantine(directory: Path, now_ns: int) -> Path:
+    """Move a closed cache's data aside, to be kept for a person; returns where it went."""
+    aside = directory / f"quarantine-{now_ns // 1_000_000_000}-{now_ns % 1_000_000_000:09d}"
+    aside.mkdir(mode=0o700)
+    for name in (DATA_DIR, syncpoint.SIDE_FILE, syncpoint.BOOT_FILE):
+        if (directory / name).exists():
+            (directory / name).rename(aside / name)
+    syncpoint.sync_directory(directory)
+    return aside

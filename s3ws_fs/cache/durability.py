@@ -1,0 +1,73 @@
+"""Waiting for durability: fsync, the timer, and the seal share sync points.
+
+Invariants
+1. `ensure(g)` returns only when a finished sync point covers generation g.
+2. At most one sync point is under way; those who wait meanwhile share the next one.
+3. A failed sync point fails those who waited for it; the next call tries again.
+
+Called by the daemon (composition), which hands `ensure` to fuse (fsync) and replica (seal).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+import lmdb
+import trio
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.core.errors import FsError
+
+BYTES_BETWEEN_MAX: Final = 64 << 20
+"""Committed bytes after which a sync point is made early: bounds what the pin keeps from reuse."""
+
+
+class Durability:
+    """Makes sync points of a cache when asked, and now and then."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._lock = trio.Lock()
+        self._kick = trio.Event()
+        self.last_error: str | None = None
+        cache.on_bytes = self._on_bytes
+
+    def _on_bytes(self, uncovered_bytes: int) -> None:
+        if uncovered_bytes >= BYTES_BETWEEN_MAX:
+            self._kick.set()
+
+    async def ensure(self, generation: int | None = None) -> None:
+        """Wait until `generation` (default: the newest) is power-loss safe. Raises FsError EIO."""
+        wanted = self._cache.generation if generation is None else generation
+        while self._cache.points.durable_generation < wanted:
+            async with self._lock:
+                if self._cache.points.durable_generation < wanted:
+                    await self._make()
+
+    async def _make(self) -> None:
+        points = self._cache.points
+        pending = points.begin(self._cache.generation)
+        covered = self._cache.start_sync()
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(points.write, pending)
+        except (OSError, lmdb.Error) as exc:
+            points.abandon(pending)
+            self._cache.uncovered_bytes += covered
+            self.last_error = str(exc)
+            raise FsError(errno.EIO, f"sync point failed: {exc}") from exc
+        points.finish(pending)
+        self.last_error = None
+
+    async def run(self, interval_s: float) -> None:
+        """A sync point every `interval_s`, earlier after many bytes, while there is news."""
+        while True:
+            with trio.move_on_after(interval_s):
+                await self._kick.wait()
+            self._kick = trio.Event()
+            try:
+                await self.ensure()
+            except FsError:
+                # Kept in last_error for status; whoever fsyncs gets the error itself.
+                await trio.sleep(interval_s)

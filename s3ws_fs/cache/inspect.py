@@ -1,0 +1,120 @@
+"""Looking into a cache from outside: what `s3ws ls` shows, beside a live or a dead daemon.
+
+Invariants
+1. Read-only; one short transaction a call. 2. Works on a cache whose daemon died.
+
+Called by the cli.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from s3ws_fs.cache.reader import open_reader
+from s3ws_fs.cache.view import View
+from s3ws_fs.core import keys
+from s3ws_fs.core.records import InodeRec
+from s3ws_fs.core.types import Attr
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file as it stands in the cache.
+
+    `dirty`: it has changes that are not sealed. `mirrored`: its object under files/ is up to date
+    (directories have none and count as mirrored once sealed). `warmth`: "warm" all bytes here,
+    "cold" none, "partial" some.
+    """
+
+    name: bytes
+    attr: Attr
+    target: bytes
+    dirty: bool
+    mirrored: bool
+    warmth: str
+
+
+class Inspector:
+    """A cache opened for looking."""
+
+    def __init__(self, directory: Path) -> None:
+        self._reader = open_reader(directory)
+
+    def listdir(self, path: bytes) -> list[Entry]:
+        """Entries of the directory at `path` (relative to the root) by name, or the file itself.
+
+        Raises FileNotFoundError.
+        """
+        with self._reader.read() as view:
+            ino = view.resolve(path)
+            rec = None if ino is None else view.inode(ino)
+            if rec is None:
+                raise FileNotFoundError(path)
+            if not rec.is_dir:
+                return [_entry(view, path.rsplit(b"/", 1)[-1], rec)]
+            found = []
+            for _, name, child in view.entries(rec.ino):
+                child_rec = view.inode(child)
+                if child_rec is not None:
+                    found.append(_entry(view, name, child_rec))
+        return sorted(found, key=lambda entry: entry.name)
+
+    def dirty_summary(self) -> tuple[int, int, int | None]:
+        """(dirty records, dirty files, first dirt in ns or None): for a mount whose daemon died."""
+        with self._reader.read() as view:
+            inodes: set[int] = set()
+            count, oldest = 0, None
+            for table, key, _, first_ns in view.dirty():
+                count += 1
+                if table in (keys.T_INODES, keys.T_CHUNKS, keys.T_XATTRS):
+                    inodes.add(keys.unpack_u64(key))
+                oldest = first_ns if oldest is None else min(oldest, first_ns)
+        return count, len(inodes), oldest
+
+    def close(self) -> None:
+        """Close it."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_readonly(directory: Path) -> Inspector:
+    """Open the cache of a workspace for looking. Raises CacheError."""
+    return Inspector(directory)
+
+
+def _entry(view: View, name: bytes, rec: InodeRec) -> Entry:
+    key = keys.pack_u64(rec.ino)
+    dirty = view.is_dirty(keys.T_INODES, key) or _any_dirty_chunk(view, key)
+    behind = view.txn.get(key, db=view.db.mtodo) is not None
+    return Entry(
+        name=name,
+        attr=rec.attr(),
+        target=rec.target,
+        dirty=dirty,
+        mirrored=not dirty and not behind,
+        warmth=_warmth(view, rec),
+    )
+
+
+def _any_dirty_chunk(view: View, key: bytes) -> bool:
+    prefix = keys.dirty_key(keys.T_CHUNKS, key)
+    with view.txn.cursor(db=view.db.dirty) as cursor:
+        return cursor.set_range(prefix) and cursor.key().startswith(prefix)
+
+
+def _warmth(view: View, rec: InodeRec) -> str:
+    if not stat.S_ISREG(rec.mode):
+        return "warm"
+    warm = {index for index, _ in view.extents(rec.ino)}
+    cold = any(index not in warm for index, _ in view.chunks(rec.ino))
+    if not cold:
+        return "warm"
+    return "partial" if warm else "cold"

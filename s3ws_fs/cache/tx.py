@@ -1,0 +1,200 @@
+"""Changing the cache: one write transaction, its generation, and what it made dirty.
+
+Invariants
+1. One operation is one transaction, committed before anything answers; it carries generation + 1.
+2. Every put or delete of a shipped record marks it dirty in the same transaction, with this
+   generation and the time of its first dirt: what is dirty can't be forgotten by a crash.
+3. A transaction is a plain `with` and spans no await: it is one step of the loop.
+4. The head record moves once, at the commit. Nothing changed: no generation is used.
+
+Called by fs (through Cache.write) and by cache.
+"""
+
+from __future__ import annotations
+
+import lmdb
+
+from s3ws_fs.cache.tables import Tables
+from s3ws_fs.cache.view import META_HEAD, View
+from s3ws_fs.core import keys
+from s3ws_fs.core.extents import alloc_bytes
+from s3ws_fs.core.records import (
+    Head,
+    InodeRec,
+    decode_dirty,
+    encode_dirty,
+)
+
+_EMPTY = b""
+
+
+class Tx(View):
+    """A View that also writes. `generation` is the number this change will have."""
+
+    __slots__ = ("changed", "generation", "head_rec", "now_ns", "put_bytes")
+
+    def __init__(
+        self, txn: lmdb.Transaction[bytes], tables: Tables, head: Head, now_ns: int
+    ) -> None:
+        super().__init__(txn, tables)
+        self.head_rec = Head(head.generation, head.next_ino, head.used_bytes, head.inodes)
+        self.generation = head.generation + 1
+        self.now_ns = now_ns
+        self.changed = False
+        self.put_bytes = 0
+
+    def finish(self) -> None:
+        """Write the head record: called once, just before the commit."""
+        self.head_rec.generation = self.generation
+        self.txn.put(META_HEAD, self.head_rec.encode(), db=self.db.meta)
+
+    def mark(self, table: int, key: bytes) -> None:
+        """Mark a record dirty at this generation, keeping the time of its first dirt."""
+        self.changed = True
+        full = keys.dirty_key(table, key)
+        raw = self.txn.get(full, db=self.db.dirty)
+        first_ns = self.now_ns if raw is None else decode_dirty(raw)[1]
+        self.txn.put(full, encode_dirty(self.generation, first_ns), db=self.db.dirty)
+
+    def new_ino(self) -> int:
+        """A number no inode of this workspace ever had."""
+        ino = self.head_rec.next_ino
+        self.head_rec.next_ino = ino + 1
+        return ino
+
+    def add_inode(self, rec: InodeRec) -> None:
+        """Store a new inode, which counts."""
+        self.head_rec.inodes += 1
+        self.put_inode(rec)
+
+    def put_inode(self, rec: InodeRec) -> None:
+        """Store an inode."""
+        key = keys.pack_u64(rec.ino)
+        raw = rec.encode()
+        self.txn.put(key, raw, db=self.db.inodes)
+        self.put_bytes += len(raw)
+        self.mark(keys.T_INODES, key)
+
+    def drop_inode(self, rec: InodeRec) -> None:
+        """Remove an inode and all that hangs on it; in the journal its tombstone says it all."""
+        key = keys.pack_u64(rec.ino)
+        self.txn.delete(key, db=self.db.inodes)
+        self.txn.delete(key, db=self.db.orphans)
+        self._drop_below(self.db.extents, key)
+        self._drop_below(self.db.chunks, key)
+        self._drop_below(self.db.xattrs, key)
+        for table in (keys.T_CHUNKS, keys.T_XATTRS):
+            self._drop_below(self.db.dirty, keys.dirty_key(table, key))
+        self.head_rec.used_bytes -= rec.alloc
+        self.head_rec.inodes -= 1
+        self.mark(keys.T_INODES, key)
+
+    def _drop_below(self, table: lmdb._Database, prefix: bytes) -> None:
+        with self.txn.cursor(db=table) as cursor:
+            found = cursor.set_range(prefix)
+            while found and cursor.key().startswith(prefix):
+                found = cursor.delete()
+
+    def put_dentry(self, parent: int, name: bytes, ino: int) -> None:
+        """Let `name` in `parent` stand for an inode."""
+        key = keys.dentry_key(parent, name)
+        self.txn.put(key, keys.pack_u64(ino), db=self.db.dentries)
+        self.mark(keys.T_DENTRIES, key)
+
+    def drop_dentry(self, parent: int, name: bytes) -> None:
+        """Remove a name from a directory."""
+        key = keys.dentry_key(parent, name)
+        self.txn.delete(key, db=self.db.dentries)
+        self.mark(keys.T_DENTRIES, key)
+
+    def add_link(self, rec: InodeRec, parent: int, name: bytes) -> None:
+        """Note one more link in the record (nlink is raised here; the caller stores the record)."""
+        if rec.nlink == 0:
+            rec.parent, rec.name = parent, name
+        else:
+            if rec.nlink == 1:
+                self._put_link(rec.ino, rec.parent, rec.name)
+                rec.parent, rec.name = 0, _EMPTY
+            self._put_link(rec.ino, parent, name)
+        rec.nlink += 1
+
+    def remove_link(self, rec: InodeRec, parent: int, name: bytes) -> None:
+        """Take one link off the record (nlink is lowered here; the caller stores the record)."""
+        rec.nlink -= 1
+        if rec.nlink == 0:
+            rec.parent, rec.name = 0, _EMPTY
+            self.txn.put(keys.pack_u64(rec.ino), _EMPTY, db=self.db.orphans)
+            self.changed = True
+            return
+        self._drop_link(rec.ino, parent, name)
+        if rec.nlink == 1:
+            rec.parent, rec.name = next(self.links(rec.ino))
+            self._drop_link(rec.ino, rec.parent, rec.name)
+
+    def move_link(self, rec: InodeRec, old: tuple[int, bytes], new: tuple[int, bytes]) -> None:
+        """Replace the link (parent, name) `old` by `new` in the record."""
+        if rec.is_dir or rec.nlink == 1:
+            rec.parent, rec.name = new
+        else:
+            self._drop_link(rec.ino, *old)
+            self._put_link(rec.ino, *new)
+
+    def _put_link(self, ino: int, parent: int, name: bytes) -> None:
+        key = keys.link_key(ino, parent, name)
+        self.txn.put(key, _EMPTY, db=self.db.links)
+        self.mark(keys.T_LINKS, key)
+
+    def _drop_link(self, ino: int, parent: int, name: bytes) -> None:
+        key = keys.link_key(ino, parent, name)
+        self.txn.delete(key, db=self.db.links)
+        self.mark(keys.T_LINKS, key)
+
+    def drop_orphan_mark(self, ino: int) -> None:
+        """An inode without links got one again."""
+        self.txn.delete(keys.pack_u64(ino), db=self.db.orphans)
+
+    def put_extent(self, rec: InodeRec, index: int, data: bytes, old_length: int) -> None:
+        """Store an extent; `old_length` is what it held before (warm or cold), 0 for a hole."""
+        key = keys.chunk_key(rec.ino, index)
+        self.txn.put(key, data, db=self.db.extents)
+        self.put_bytes += len(data)
+        delta = alloc_bytes(len(data)) - alloc_bytes(old_length)
+        rec.alloc += delta
+        self.head_rec.used_bytes += delta
+        self.mark(keys.T_CHUNKS, key)
+
+    def drop_extents(self, rec: InodeRec, first: int) -> None:
+        """Remove an inode's extents from index `first` on, warm and cold."""
+        prefix = keys.pack_u64(rec.ino)
+        start = keys.chunk_key(rec.ino, first)
+        held: dict[bytes, int] = {}
+        with self.txn.cursor(db=self.db.chunks) as cursor:
+            found = cursor.set_range(start)
+            while found and cursor.key().startswith(prefix):
+                key = cursor.key()
+                held[key] = int.from_bytes(cursor.value()[16:20], "big")
+                found = cursor.delete()
+        with self.txn.cursor(db=self.db.extents) as cursor:
+            found = cursor.set_range(start)
+            while found and cursor.key().startswith(prefix):
+                key = cursor.key()
+                held[key] = len(cursor.value())
+                found = cursor.delete()
+        for key, length in held.items():
+            freed = alloc_bytes(length)
+            rec.alloc -= freed
+            self.head_rec.used_bytes -= freed
+            self.mark(keys.T_CHUNKS, key)
+
+    def put_xattr(self, ino: int, name: bytes, value: bytes) -> None:
+        """Set an extended attribute."""
+        key = keys.xattr_key(ino, name)
+        self.txn.put(key, value, db=self.db.xattrs)
+        self.put_bytes += len(value)
+        self.mark(keys.T_XATTRS, key)
+
+    def drop_xattr(self, ino: int, name: bytes) -> None:
+        """Remove an extended attribute."""
+        key = keys.xattr_key(ino, name)
+        self.txn.delete(key, db=self.db.xattrs)
+        self.mark(keys.T_XATTRS, key)

@@ -1,0 +1,92 @@
+"""The small value types that layers hand to each other.
+
+Invariants
+1. All are immutable. 2. Times are integer nanoseconds since the epoch; sizes are bytes.
+3. `Attr.blocks512` counts 512-byte units really held, so that du is right for sparse files.
+
+Called by every layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+ROOT_INO: Final = 1
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+
+BLOB_BIT: Final = 1 << 63
+"""Object ids with this bit name blobs (random low 63 bits); without it, segments by number."""
+
+SELF_OBJECT: Final = 0
+"""Object id in a segment's own chunk records: "this segment" (segment numbers start at 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attr:
+    """What stat(2) shows of an inode. `mode` includes the file type bits."""
+
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    rdev: int
+    size: int
+    blocks512: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cred:
+    """Who asks: effective uid and gid of the caller, and its umask."""
+
+    uid: int
+    gid: int
+    umask: int = 0o022
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where an extent's bytes stand in the bucket: `length` bytes at `offset` of an object.
+
+    `digest` is the xxh3-128 (16 bytes, big endian) of exactly those bytes.
+    """
+
+    object_id: int
+    offset: int
+    length: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NeedExtents:
+    """Returned instead of a result: these extents (index, where) must be fetched first."""
+
+    ino: int
+    locations: tuple[tuple[int, Location], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DirEntry:
+    """One entry of a directory. Passing `cookie` to readdir continues after this entry."""
+
+    name: bytes
+    cookie: int
+    attr: Attr
+
+
+@dataclass(frozen=True, slots=True)
+class StatFs:
+    """What statvfs(3) shows; blocks in units of `block_bytes`."""
+
+    block_bytes: int
+    blocks: int
+    blocks_free: int
+    files: int
+    files_free: int
+    name_max: int

@@ -1,0 +1,93 @@
+"""What all filesystem operations share: the cache, the limits, and finding things.
+
+Invariants
+1. Every operation is one transaction and raises FsError or succeeds whole.
+2. No kernel types, no awaits, no clock of its own (the transaction carries the time).
+
+Called by the modules of fs only.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.cache.tx import Tx
+from s3ws_fs.cache.view import View
+from s3ws_fs.core.errors import FsError
+from s3ws_fs.core.limits import NAME_BYTES_MAX
+from s3ws_fs.core.records import InodeRec
+
+
+class FsBase:
+    """The state of a FileSystem: only what can be rebuilt from the cache, and open counts."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        *,
+        quota_bytes: int,
+        quota_inodes: int,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.cache = cache
+        self.quota_bytes = quota_bytes
+        self.quota_inodes = quota_inodes
+        self.on_change = on_change
+        self._open_counts: dict[int, int] = {}
+        self._forgotten: set[int] = set()
+
+    def reap(self) -> None:
+        """Drop the forgotten orphans now."""
+        if self._forgotten:
+            gone, self._forgotten = self._forgotten, set()
+            self._drop_orphans(sorted(gone))
+
+    def _drop_orphans(self, inos: list[int]) -> None:
+        with self.cache.write() as tx:
+            for ino in inos:
+                rec = tx.inode(ino)
+                if rec is not None and rec.nlink == 0:
+                    tx.drop_inode(rec)
+        self.on_change()
+
+
+def need(view: View, ino: int) -> InodeRec:
+    """The inode, or ENOENT."""
+    rec = view.inode(ino)
+    if rec is None:
+        raise FsError(errno.ENOENT, f"inode {ino}")
+    return rec
+
+
+def need_dir(view: View, ino: int) -> InodeRec:
+    """The directory, or ENOENT, ENOTDIR; ENOENT also for one that was removed."""
+    rec = need(view, ino)
+    if not rec.is_dir:
+        raise FsError(errno.ENOTDIR)
+    if rec.nlink == 0:
+        raise FsError(errno.ENOENT, "directory was removed")
+    return rec
+
+
+def need_entry(view: View, parent: int, name: bytes) -> InodeRec:
+    """The inode that a name stands for, or ENOENT."""
+    ino = view.dentry(parent, name)
+    if ino is None:
+        raise FsError(errno.ENOENT)
+    return need(view, ino)
+
+
+def check_name(name: bytes) -> None:
+    """Refuse names no directory can hold: ENAMETOOLONG, EINVAL."""
+    if len(name) > NAME_BYTES_MAX:
+        raise FsError(errno.ENAMETOOLONG)
+    if not name or b"/" in name or b"\0" in name or name in (b".", b".."):
+        raise FsError(errno.EINVAL, "not a name")
+
+
+def touch_dir(tx: Tx, rec: InodeRec) -> None:
+    """A directory's entries changed: mtime and ctime, stored."""
+    rec.mtime_ns = rec.ctime_ns = tx.now_ns
+    tx.put_inode(rec)
