@@ -66,6 +66,8 @@ class NameOps(FsBase):
         target: bytes = b"",
     ) -> Attr:
         check_name(name)
+        if self.cache.head.inodes >= self.quota_inodes:
+            self.reap()
         with self.cache.write() as tx:
             above = need_dir(tx, parent)
             if tx.dentry(parent, name) is not None:

@@ -1,0 +1,141 @@
+"""Sharing sync points: who waits for what, and what a failure does."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import trio
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.cache.durability import BYTES_BETWEEN_MAX, Durability
+from s3ws_fs.cache.syncpoint import Pending
+from s3ws_fs.core.errors import FsError
+from s3ws_fs.core.records import InodeRec
+
+
+def change(cache: Cache, ino: int = 2, data: bytes = b"") -> int:
+    with cache.write() as tx:
+        rec = InodeRec(ino, 0o100644, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, b"n", b"")
+        (tx.add_inode if tx.inode(ino) is None else tx.put_inode)(rec)
+        if data:
+            tx.put_extent(rec, 0, data, 0)
+    return cache.generation
+
+
+class Gate:
+    """Holds back the helper thread's write until it is opened, and counts the writes."""
+
+    def __init__(self, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.writes = 0
+        self.opened = threading.Event()
+        self.began = threading.Event()
+        original = cache.points.write
+
+        def write(pending: Pending) -> None:
+            self.writes += 1
+            self.began.set()
+            assert self.opened.wait(30)
+            original(pending)
+
+        monkeypatch.setattr(cache.points, "write", write)
+
+
+async def test_ensure_covers_the_newest_change(cache: Cache) -> None:
+    durability = Durability(cache)
+    generation = change(cache)
+    assert cache.points.durable_generation < generation
+    await durability.ensure()
+    assert cache.points.durable_generation == generation
+
+
+async def test_covered_already_makes_no_sync_point(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durability = Durability(cache)
+    gate = Gate(cache, monkeypatch)
+    gate.opened.set()
+    change(cache)
+    await durability.ensure()
+    await durability.ensure()
+    assert gate.writes == 1
+
+
+async def test_many_waiters_share_one(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sync point is under way; twenty who come meanwhile share the next one."""
+    durability = Durability(cache)
+    gate = Gate(cache, monkeypatch)
+    change(cache)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(durability.ensure)
+        await trio.to_thread.run_sync(gate.began.wait)
+        for _ in range(20):
+            nursery.start_soon(durability.ensure, change(cache))
+        await trio.testing.wait_all_tasks_blocked()
+        gate.opened.set()
+    assert gate.writes == 2
+    assert cache.points.durable_generation == cache.generation
+
+
+async def test_changes_during_the_write_are_not_covered(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durability = Durability(cache)
+    gate = Gate(cache, monkeypatch)
+    first = change(cache)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(durability.ensure)
+        await trio.to_thread.run_sync(gate.began.wait)
+        change(cache)
+        gate.opened.set()
+    assert cache.points.durable_generation == first
+
+
+async def test_a_failure_reaches_the_waiter_and_the_next_try_works(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durability = Durability(cache)
+    generation = change(cache)
+
+    def failing(_: Pending) -> None:
+        raise OSError(5, "disk gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache.points, "write", failing)
+        with pytest.raises(FsError, match="disk gone"):
+            await durability.ensure()
+    assert cache.points.durable_generation < generation
+    assert durability.last_error is not None
+    await durability.ensure()
+    assert cache.points.durable_generation == generation
+    assert durability.last_error is None
+
+
+async def test_the_timer_covers_changes(cache: Cache) -> None:
+    durability = Durability(cache)
+    generation = change(cache)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(durability.run, 0.01)
+        with trio.fail_after(20):
+            while cache.points.durable_generation < generation:
+                await trio.sleep(0.005)
+        nursery.cancel_scope.cancel()
+
+
+async def test_many_bytes_make_one_early(cache: Cache) -> None:
+    durability = Durability(cache)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(durability.run, 10_000.0)
+        await trio.testing.wait_all_tasks_blocked()
+        data = bytes(32768)
+        for _ in range(BYTES_BETWEEN_MAX // len(data) - 2):
+            change(cache, data=data)
+        before = cache.points.durable_generation
+        await trio.testing.wait_all_tasks_blocked()
+        assert cache.points.durable_generation == before
+        for _ in range(4):
+            change(cache, data=data)
+        with trio.fail_after(20):
+            while cache.points.durable_generation == before:
+                await trio.sleep(0.005)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,92 @@
+"""What `s3ws ls` is told about files, beside an open cache and beside a dead one."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.cache.inspect import Inspector, open_readonly
+from s3ws_fs.core import keys
+from s3ws_fs.core.errors import CacheError
+from s3ws_fs.core.records import encode_location
+from s3ws_fs.core.types import ROOT_INO, Cred, Location
+from s3ws_fs.fs.filesystem import FileSystem
+
+
+@pytest.fixture
+def fs(cache: Cache) -> FileSystem:
+    made = FileSystem(cache, quota_bytes=1 << 30, quota_inodes=100)
+    made.make_root(uid=0, gid=0, mode=0o755)
+    return made
+
+
+@contextlib.contextmanager
+def looking(cache: Cache) -> Iterator[Inspector]:
+    """Look into a copy: a process can't have the same environment open twice."""
+    with tempfile.TemporaryDirectory() as temp:
+        copy = Path(temp) / "copy"
+        shutil.copytree(cache.directory, copy)
+        with open_readonly(copy) as look:
+            yield look
+
+
+def seal(cache: Cache, ino: int, length: int) -> None:
+    generation = cache.generation
+    key = keys.chunk_key(ino, 0)
+    cache.record_locations(generation, [(key, encode_location(Location(1, 0, length, b"d" * 16)))])
+    cache.forget(generation, freeze_ns=0)
+
+
+def test_states_of_a_file(cache: Cache, fs: FileSystem) -> None:
+    cred = Cred(1, 2)
+    ino = fs.create(ROOT_INO, b"f", 0o644, cred).ino
+    fs.write(ino, 0, b"abc")
+    with looking(cache) as look:
+        (entry,) = look.listdir(b"")
+        assert (entry.name, entry.attr.size) == (b"f", 3)
+        assert (entry.dirty, entry.mirrored, entry.warmth) == (True, False, "warm")
+        assert look.dirty_summary()[:2] == (4, 2)
+    seal(cache, ino, 3)
+    with looking(cache) as look:
+        (entry,) = look.listdir(b"")
+        assert (entry.dirty, entry.mirrored, entry.warmth) == (False, False, "warm")
+        assert look.dirty_summary() == (0, 0, None)
+    cache.record_mirrored([], [], [(ino, cache.generation)])
+    with cache.env.begin(write=True) as txn:
+        txn.delete(keys.chunk_key(ino, 0), db=cache.tables.extents)
+    with looking(cache) as look:
+        (entry,) = look.listdir(b"f")
+        assert (entry.dirty, entry.mirrored, entry.warmth) == (False, True, "cold")
+
+
+def test_sorted_by_name_with_subdirectories(cache: Cache, fs: FileSystem) -> None:
+    cred = Cred(0, 0)
+    below = fs.mkdir(ROOT_INO, b"d", 0o755, cred).ino
+    for name in (b"z", b"\xff", b"a"):
+        fs.create(below, name, 0o644, cred)
+    fs.symlink(below, b"l", b"target", cred)
+    with looking(cache) as look:
+        found = look.listdir(b"d")
+        assert [entry.name for entry in found] == [b"a", b"l", b"z", b"\xff"]
+        assert found[1].target == b"target"
+        with pytest.raises(FileNotFoundError):
+            look.listdir(b"d/none")
+
+
+def test_beside_a_dead_daemon(cache: Cache, fs: FileSystem, tmp_path: Path) -> None:
+    fs.create(ROOT_INO, b"f", 0o644, Cred(0, 0))
+    dead = tmp_path / "dead"
+    shutil.copytree(cache.directory, dead)
+    with open_readonly(dead) as look:
+        assert [entry.name for entry in look.listdir(b"")] == [b"f"]
+
+
+def test_no_cache_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="can't be read"):
+        open_readonly(tmp_path)
