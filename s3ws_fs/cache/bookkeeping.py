@@ -88,8 +88,7 @@ class Bookkeeping:
                     if first_ns < freeze_ns:
                         cursor.put(mark, encode_dirty(noted, freeze_ns))
                     found = cursor.next()
-                elif mark[0] == keys.T_CHUNKS and self._has_extent(txn, mark[1:]):
-                    # Data without a location was not in the seal after all: it stays dirty.
+                elif mark[0] == keys.T_CHUNKS and self._is_missing(txn, mark[1:]):
                     found = cursor.next()
                 else:
                     if mark[0] == keys.T_INODES:
@@ -99,8 +98,15 @@ class Bookkeeping:
                     found = cursor.delete() and bool(cursor.key())
             return cursor.key() if found else None
 
-    def _has_extent(self, txn: lmdb.Transaction[bytes], key: bytes) -> bool:
-        return txn.get(key, db=self.tables.extents) is not None
+    def _is_missing(self, txn: lmdb.Transaction[bytes], key: bytes) -> bool:
+        """Data that got no location was not in the seal after all: it stays dirty.
+
+        Save an orphan's: it is never shipped, and can't come back.
+        """
+        return (
+            txn.get(key, db=self.tables.extents) is not None
+            and txn.get(key[:8], db=self.tables.orphans) is None
+        )
 
     def record_mirrored(
         self,

@@ -214,6 +214,17 @@ def test_data_that_got_no_location_is_not_forgotten(cache: Cache) -> None:
     assert set(dirty(cache)) == {(keys.T_CHUNKS, CHUNK)}
 
 
+def test_an_orphans_data_is_forgotten_although_it_was_not_shipped(cache: Cache) -> None:
+    put(cache, make_inode(), b"abc")
+    with cache.write() as tx:
+        rec = tx.inode(2)
+        assert rec is not None
+        tx.remove_link(rec, rec.parent, rec.name)
+        tx.put_inode(rec)
+    cache.forget(cache.generation, freeze_ns=0)
+    assert dirty(cache) == {}
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
 def test_forget_in_pieces(cache: Cache, limit: int) -> None:
     for ino in range(2, 12):
