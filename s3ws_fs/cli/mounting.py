@@ -1,0 +1,132 @@
+"""`s3ws mount` and `s3ws umount`.
+
+Invariants
+1. Every setting has a flag, made from settings.OPTIONS: no setting is reachable one way only.
+2. No flag takes a secret.
+3. `umount` of several mounts tries each, and ends with the code of the first that failed.
+
+Called by cli only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from s3ws_fs import launch
+from s3ws_fs.cli import report
+from s3ws_fs.control.registry import default_runtime_dir
+from s3ws_fs.core.errors import UserError
+from s3ws_fs.settings import OPTIONS, Settings
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_SWITCHES = ("verify_tls", "allow_unconditional", "allow_other")
+_CHOICES = {
+    "storage_type": ("s3", "local"),
+    "addressing_style": ("auto", "path", "virtual"),
+    "log_level": ("debug", "info", "warning", "error"),
+    "log_format": ("text", "json"),
+}
+
+
+def _setting_flags(function: _F) -> _F:
+    for name, option in reversed(OPTIONS.items()):
+        flag = "--" + name.removesuffix("_s").replace("_", "-")
+        text = f"{option.help} [{option.variable}]"
+        if name in _SWITCHES:
+            declaration = f"{flag}/--no-{flag[2:]}"
+            function = click.option(declaration, name, default=None, help=text)(function)
+        elif name in _CHOICES:
+            choice = click.Choice(_CHOICES[name], case_sensitive=False)
+            function = click.option(flag, name, type=choice, help=text)(function)
+        else:
+            metavar = "VALUE" if name.endswith(("_map", "mode")) else None
+            function = click.option(flag, name, metavar=metavar, help=text)(function)
+    return function
+
+
+def runtime_dir() -> str:
+    """Where this user's mounts are registered."""
+    return os.path.realpath(default_runtime_dir(os.environ, os.geteuid()))
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path(path_type=str))
+@click.option(
+    "--foreground", is_flag=True, help="Stay: this process becomes the daemon (for containers)."
+)
+@click.option("--nonempty", is_flag=True, help="Mount over a directory that is not empty.")
+@click.option("--json", "as_json", is_flag=True, help="Print the mount as JSON.")
+@_setting_flags
+def mount(
+    mountpoint: str, foreground: bool, nonempty: bool, as_json: bool, **overrides: Any
+) -> None:
+    """Mount a workspace on MOUNTPOINT and return when it is ready.
+
+    Which workspace, and where it is stored, come from the environment (the variable in brackets)
+    or from the flags. Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an AWS
+    profile, never from a flag.
+    """
+    settings = Settings.load(os.environ, overrides)
+    config = settings.mount_config(launch.canonical_mountpoint(mountpoint))
+    if foreground:
+        launch.exec_foreground(config, nonempty=nonempty)
+    with report.progress("mount", as_json=as_json) as on_event:
+        info = launch.mount(config, on_event=on_event, nonempty=nonempty)
+    if as_json:
+        report.echo_json(
+            {
+                "mountpoint": info.mountpoint,
+                "pid": info.pid,
+                "workspace": config.workspace.to_json() | {"prefix": config.workspace.prefix},
+                "store": {"type": info.store_type, "location": info.store_location},
+                "cache": {"path": info.cache_path},
+                "log": info.log_path,
+            }
+        )
+        return
+    report.echo(
+        f"mounted {report.safe(info.prefix)} of {report.safe(info.store_location)} "
+        f"on {report.safe(info.mountpoint)}"
+    )
+
+
+@click.command()
+@click.argument("mountpoints", nargs=-1, required=True, type=click.Path(path_type=str))
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds to wait for the final flush (it goes on afterwards); no limit by default.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print results, and progress, as JSON.")
+def umount(mountpoints: tuple[str, ...], timeout_s: float | None, as_json: bool) -> int:
+    """End mounts: save everything, then return.
+
+    Exit code 0 means that all of it is in the bucket. Otherwise what is not is listed; the cache
+    keeps it, and the next mount goes on saving.
+    """
+    failed: int = 0
+    results: list[dict[str, Any]] = []
+    for given in mountpoints:
+        path = launch.canonical_mountpoint(given)
+        try:
+            with report.progress(f"umount {path}", as_json=as_json) as on_event:
+                result = launch.umount_and_wait(
+                    path, runtime_dir(), on_event=on_event, timeout_s=timeout_s
+                )
+        except UserError as exc:
+            failed = failed or int(exc.exit_code)
+            results.append({"mountpoint": path, "saved": False, "error": report.error_json(exc)})
+            report.report_user_error(exc)
+        else:
+            results.append({"mountpoint": path, **result})
+            if not as_json:
+                report.echo(f"unmounted {report.safe(path)}: everything is saved")
+    if as_json:
+        report.echo_json(results)
+    return failed

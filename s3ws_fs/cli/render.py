@@ -1,0 +1,197 @@
+"""Status documents and directory entries as text.
+
+Invariants
+1. Pure: dictionaries and entries in, lines out; every foreign string goes through `safe`.
+2. A member that a daemon of another version leaves out shows as "-", it never fails.
+
+Called by cli.commands.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+import time
+from typing import Any, Final
+
+from s3ws_fs.cache.inspect import Entry
+from s3ws_fs.cli.report import human_bytes, human_seconds, json_name, safe, safe_name
+
+_LABEL_COLUMNS: Final = 10
+_LISTED_MAX: Final = 20
+_TYPES: Final = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+}
+
+
+def status_lines(document: dict[str, Any]) -> list[str]:
+    """One mount for a person."""
+    state = str(document.get("state", "-"))
+    lines = [safe(str(document.get("mountpoint", "-")))]
+    workspace, store = _part(document, "workspace"), _part(document, "store")
+    lines.append(_line("state", f"{state}, {_daemon(document, state)}"))
+    lines.append(_line("workspace", str(workspace.get("prefix", "-"))))
+    lines.append(_line("store", str(store.get("location", "-"))))
+    if state == "dead":
+        return lines + _dead_lines(document)
+    if "generation" not in document:
+        error = _part(document, "error").get("message")
+        return [*lines, _line("daemon", str(error))] if error else lines
+    return lines + _live_lines(document)
+
+
+def _daemon(document: dict[str, Any], state: str) -> str:
+    pid = document.get("pid", "-")
+    if state == "dead":
+        return f"its daemon {pid} is gone"
+    up = document.get("uptime_s")
+    since = f", up {human_seconds(up)}" if isinstance(up, int | float) else ""
+    return f"daemon {pid}{since}"
+
+
+def _dead_lines(document: dict[str, Any]) -> list[str]:
+    cache = _part(document, "cache")
+    lines = [_line("cache", str(cache.get("path", "-")))]
+    left = document.get("unsaved")
+    if not isinstance(left, dict):
+        return [*lines, _line("unsaved", "unknown: the cache can't be read")]
+    return [
+        *lines,
+        _line(
+            "unsaved",
+            f"{_number(left, 'records')} changes ({_number(left, 'files')} files), "
+            f"{_number(left, 'unmirrored')} not mirrored;"
+            " mount again to go on saving",
+        ),
+    ]
+
+
+def _live_lines(document: dict[str, Any]) -> list[str]:
+    generation, dirty = _part(document, "generation"), _part(document, "dirty")
+    flush, health = _part(document, "flush"), _part(document, "health")
+    quota, mirror = _part(document, "quota"), _part(document, "mirror")
+    lines = [
+        _line(
+            "saved",
+            f"head {generation.get('head', '-')}, sealed {generation.get('sealed', '-')}, "
+            f"mirrored {generation.get('mirrored', '-')}",
+        ),
+        _line(
+            "dirty",
+            f"{_number(dirty, 'files')} files, {human_bytes(_number(dirty, 'bytes'))}, "
+            f"oldest {human_seconds(dirty.get('oldest_age_s'))}",
+        ),
+        _line("flush", _flush(flush)),
+        _line("store is", _health(health)),
+        _line(
+            "quota",
+            f"{human_bytes(_number(quota, 'used_bytes'))} of "
+            f"{human_bytes(_number(quota, 'max_bytes'))}, {_number(quota, 'used_inodes')} of "
+            f"{_number(quota, 'max_inodes')} files",
+        ),
+    ]
+    hydration = _part(document, "hydration")
+    if _number(hydration, "cold_files"):
+        lines.append(
+            _line(
+                "cold",
+                f"{_number(hydration, 'cold_files')} files, "
+                f"{human_bytes(_number(hydration, 'cold_bytes'))} still only in the bucket",
+            )
+        )
+    return lines + _mirror_lines(mirror)
+
+
+def _flush(flush: dict[str, Any]) -> str:
+    text = str(flush.get("state", "-"))
+    due = flush.get("next_due_s")
+    if due is not None:
+        text += f", next due in {human_seconds(due)}"
+    sealed = flush.get("last_sealed_age_s")
+    return text + (f", last sealed {human_seconds(sealed)} ago" if sealed is not None else "")
+
+
+def _health(health: dict[str, Any]) -> str:
+    text = str(health.get("state", "-"))
+    if health.get("since_s") is not None:
+        text += f" for {human_seconds(health['since_s'])}"
+    return text + (f": {health['error']}" if health.get("error") else "")
+
+
+def _mirror_lines(mirror: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, title in (("unmirrored", "not under files/"), ("conflicts", "changed outside")):
+        items = mirror.get(name)
+        if not isinstance(items, list) or not items:
+            continue
+        lines.append(_line("mirror", f"{len(items)} {title}:"))
+        for item in items[:_LISTED_MAX]:
+            path, reason = (
+                (item.get("path"), item.get("reason")) if isinstance(item, dict) else (item, None)
+            )
+            lines.append(f"    {safe(str(path))}" + (f" ({safe(str(reason))})" if reason else ""))
+        if len(items) > _LISTED_MAX:
+            lines.append(f"    and {len(items) - _LISTED_MAX} more")
+    return lines
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<{_LABEL_COLUMNS}} {safe(text)}"
+
+
+def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
+    value = document.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _number(part: dict[str, Any], name: str) -> int:
+    value = part.get(name)
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
+
+
+def saved_state(entry: Entry) -> str:
+    """dirty, sealed or mirrored."""
+    if entry.dirty:
+        return "dirty"
+    return "mirrored" if entry.mirrored else "sealed"
+
+
+def entry_line(directory: bytes, entry: Entry, *, long: bool) -> str:
+    """One entry for a person; times are local."""
+    name = safe_name(directory + b"/" + entry.name if directory else entry.name)
+    if not long:
+        return name + ("/" if stat.S_ISDIR(entry.attr.mode) else "")
+    attr = entry.attr
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attr.mtime_ns // 1_000_000_000))
+    arrow = f" -> {safe_name(entry.target)}" if stat.S_ISLNK(attr.mode) else ""
+    return (
+        f"{stat.filemode(attr.mode)} {attr.nlink:>3} {attr.uid:>6} {attr.gid:>6} {attr.size:>12} "
+        f"{when} {saved_state(entry):<8} {entry.warmth:<7} {name}{arrow}"
+    )
+
+
+def entry_json(directory: bytes, entry: Entry) -> dict[str, Any]:
+    """One entry for a program; `name` is the path below what was asked for."""
+    attr = entry.attr
+    document: dict[str, Any] = {
+        **json_name(directory + b"/" + entry.name if directory else entry.name),
+        "type": _TYPES.get(stat.S_IFMT(attr.mode), "unknown"),
+        "mode": f"{stat.S_IMODE(attr.mode):04o}",
+        "uid": attr.uid,
+        "gid": attr.gid,
+        "nlink": attr.nlink,
+        "size": attr.size,
+        "mtime_ns": attr.mtime_ns,
+        "ino": attr.ino,
+        "state": saved_state(entry),
+        "warmth": entry.warmth,
+    }
+    if stat.S_ISLNK(attr.mode):
+        document["target"] = json_name(entry.target)
+    return document

@@ -1,0 +1,117 @@
+"""Text for terminals and JSON: complete, and never a control character."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3ws_fs.cache.inspect import Entry
+from s3ws_fs.cli import render
+from s3ws_fs.cli.report import human_bytes, human_seconds, json_name, safe, safe_name
+from s3ws_fs.core.types import Attr
+
+
+def entry(name: bytes = b"name", mode: int = stat.S_IFREG | 0o644, **more: Any) -> Entry:
+    attr = Attr(7, mode, 1, 2, 1, 0, 5, 8, 0, 1_700_000_000_123_456_789, 0)
+    fields: dict[str, Any] = {"target": b"", "dirty": False, "mirrored": True, "warmth": "warm"}
+    return Entry(name=name, attr=attr, **{**fields, **more})
+
+
+@given(st.text(st.characters(max_codepoint=0x10FFFF), max_size=40))
+def test_safe_text_is_printable(text: str) -> None:
+    assert safe(text).isprintable()
+
+
+@given(st.binary(max_size=40), st.binary(max_size=40))
+def test_safe_names_are_printable_and_distinct(one: bytes, other: bytes) -> None:
+    assert safe_name(one).isprintable()
+    assert (safe_name(one) == safe_name(other)) == (one == other)
+
+
+@given(st.binary(max_size=40))
+def test_json_names_give_the_true_bytes(name: bytes) -> None:
+    document = json.loads(json.dumps(json_name(name)))
+    if "name_b64" in document:
+        assert base64.b64decode(document["name_b64"]) == name
+    else:
+        assert document["name"].encode() == name
+
+
+def test_escapes() -> None:
+    assert safe_name(b"a\x1b[2Jb\n\xff\\") == "a\\x1b[2Jb\\n\\xff\\\\"
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ({"dirty": True, "mirrored": False}, "dirty"),
+        ({"dirty": False, "mirrored": False}, "sealed"),
+        ({"dirty": False, "mirrored": True}, "mirrored"),
+    ],
+)
+def test_saved_state(flags: dict[str, Any], wanted: str) -> None:
+    shown = entry(**flags)
+    assert render.entry_json(b"", shown)["state"] == wanted
+    assert f" {wanted} " in render.entry_line(b"", shown, long=True)
+
+
+def test_entries() -> None:
+    link = entry(b"l\n", stat.S_IFLNK | 0o777, target=b"to\xff")
+    assert render.entry_line(b"dir", link, long=True).endswith("dir/l\\n -> to\\xff")
+    document = render.entry_json(b"dir", link)
+    assert (document["name"], document["type"]) == ("dir/l\n", "symlink")
+    assert document["target"]["name_b64"] == base64.b64encode(b"to\xff").decode()
+    assert document["mtime_ns"] == 1_700_000_000_123_456_789 and document["mode"] == "0777"
+    assert render.entry_line(b"", entry(b"d", stat.S_IFDIR | 0o755), long=False) == "d/"
+
+
+_PARTS = (
+    "state workspace store generation dirty flush mirror health quota hydration cache error unsaved"
+)
+_MEMBERS = (
+    "head sealed files bytes oldest_age_s state next_due_s last_sealed_age_s since_s error "
+    "used_bytes max_bytes cold_files cold_bytes unmirrored conflicts path reason records prefix"
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 1 << 50) | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(_MEMBERS.split()), inner, max_size=6)
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(_PARTS.split()), json_values, max_size=8),
+    st.sampled_from(["ready", "dead", "silent"]),
+    st.booleans(),
+)
+def test_status_of_any_shape_is_shown(document: dict[str, Any], state: str, full: bool) -> None:
+    document |= {"state": state} | ({"generation": {}} if full else {})
+    for line in render.status_lines(document):
+        assert line.isprintable()
+
+
+def test_human_numbers() -> None:
+    assert [human_bytes(n) for n in (0, 1023, 1024, 1 << 20, 1 << 50)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "1.0 MiB",
+        "1024.0 TiB",
+    ]
+    assert [human_seconds(n) for n in (None, 1.25, 119.9, 120, 7199, 7200)] == [
+        "-",
+        "1.2 s",
+        "119.9 s",
+        "2 min",
+        "119 min",
+        "2 h 0 min",
+    ]
