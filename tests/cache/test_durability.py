@@ -7,7 +7,7 @@ import threading
 import pytest
 import trio
 
-from s3ws_fs.cache.cache import Cache
+from s3ws_fs.cache.cache import COMMIT_PAGES_BYTES, Cache
 from s3ws_fs.cache.durability import BYTES_BETWEEN_MAX, Durability
 from s3ws_fs.cache.syncpoint import Pending
 from s3ws_fs.core.errors import FsError
@@ -128,7 +128,7 @@ async def test_many_bytes_make_one_early(cache: Cache) -> None:
         nursery.start_soon(durability.run, 10_000.0)
         await trio.testing.wait_all_tasks_blocked()
         data = bytes(32768)
-        for _ in range(BYTES_BETWEEN_MAX // len(data) - 2):
+        for _ in range(BYTES_BETWEEN_MAX // (len(data) + COMMIT_PAGES_BYTES) - 2):
             change(cache, data=data)
         before = cache.points.durable_generation
         await trio.testing.wait_all_tasks_blocked()
