@@ -1,0 +1,122 @@
+"""What can be put: bytes, or (a part of) an open file, read by position.
+
+Invariants
+1. `read_at` is thread-safe and moves no file position: parts of one body are read in parallel and
+   again on a retry.
+2. A file that became shorter than it was said to be is an error, never a short object.
+
+Called by the stores; `FileSlice` by everyone who puts from a file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+from s3ws_fs.core.errors import PermanentError
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """`length_bytes` from `offset_bytes` of the file `fd`, which the caller keeps open."""
+
+    fd: int
+    offset_bytes: int
+    length_bytes: int
+
+
+Body = bytes | bytearray | memoryview | FileSlice | BinaryIO
+
+
+class Source:
+    """A body with a known size that is read by position."""
+
+    def __init__(self, op: str, key: str, body: Body) -> None:
+        """A BinaryIO stands for its whole file; one without a descriptor is read into memory."""
+        self._op, self._key = op, key
+        self._view: memoryview | None = None
+        self._slice: FileSlice | None = None
+        if isinstance(body, FileSlice):
+            self._slice = body
+        elif isinstance(body, bytes | bytearray | memoryview):
+            self._view = memoryview(body).cast("B")
+        else:
+            self._slice, self._view = _from_file(body)
+        self.size_bytes = self._slice.length_bytes if self._slice else len(self._view or b"")
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`. Raises PermanentError when they are not there."""
+        if self._view is not None:
+            data = bytes(self._view[offset : offset + length])
+        else:
+            data = self._pread(offset, length)
+        if len(data) != length:
+            raise PermanentError(self._op, self._key, "the file to put became shorter meanwhile")
+        return data
+
+    def read_all(self) -> bytes:
+        """All of it."""
+        return self.read_at(0, self.size_bytes)
+
+    def stream(self) -> bytes | BinaryIO:
+        """For an HTTP client: the bytes, or a seekable reader of its own that loads none ahead."""
+        if self._view is not None:
+            return self._view.obj if isinstance(self._view.obj, bytes) else bytes(self._view)
+        return cast(BinaryIO, _Reader(self))
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        assert self._slice is not None
+        start, pieces = self._slice.offset_bytes + offset, []
+        try:
+            while length:
+                piece = os.pread(self._slice.fd, length, start)
+                if not piece:
+                    break
+                pieces.append(piece)
+                start += len(piece)
+                length -= len(piece)
+        except OSError as exc:
+            detail = f"can't read the file to put: {exc.strerror}"
+            raise PermanentError(self._op, self._key, detail) from exc
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class _Reader(io.RawIOBase):
+    """A file-like view of a Source with a position of its own."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source, self._at = source, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._source.size_bytes}
+        self._at = base[whence] + offset
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._source.size_bytes - self._at)
+        length = left if size is None or size < 0 else min(size, left)
+        data = self._source.read_at(self._at, length)
+        self._at += length
+        return data
+
+
+def _from_file(file: BinaryIO) -> tuple[FileSlice | None, memoryview | None]:
+    try:
+        fd = file.fileno()
+    except OSError:
+        file.seek(0)
+        return None, memoryview(file.read())
+    file.flush()
+    return FileSlice(fd, 0, os.fstat(fd).st_size), None

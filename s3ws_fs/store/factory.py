@@ -1,0 +1,34 @@
+"""Opens the store that a configuration names, scoped to one workspace.
+
+Invariants
+1. boto3 is imported only when an S3 store is opened.
+2. Nothing outside this package gets a store that is not scoped.
+
+Called by the transfer worker and the CLI's checks.
+"""
+
+from __future__ import annotations
+
+from s3ws_fs.core.config import StoreConfig
+from s3ws_fs.store.base import ObjectStore
+from s3ws_fs.store.scoped import ScopedStore
+
+
+def open_store(config: StoreConfig, prefix: str) -> ScopedStore:
+    """The store, seen through `prefix` (WorkspaceId.prefix). Makes no request.
+
+    Call `check` to learn whether it answers, and `probe_conditional` (or `assume` what an earlier
+    probe found) before the first conditional operation. Raises PermanentError.
+    """
+    return ScopedStore(_open(config), prefix)
+
+
+def _open(config: StoreConfig) -> ObjectStore:
+    if config.type == "s3":
+        from s3ws_fs.store.s3 import S3Store
+
+        return S3Store(config)
+    from s3ws_fs.store.local import LocalStore
+
+    assert config.path is not None
+    return LocalStore(config.path)

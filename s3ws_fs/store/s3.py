@@ -1,0 +1,424 @@
+"""An S3 bucket (AWS, MinIO, SeaweedFS and kin) as an ObjectStore, by boto3.
+
+Invariants
+1. Every condition is sent to the server; it is emulated (HEAD before, and not sent) only for what
+   `assume` was told that the server ignores.
+2. A body above `multipart_bytes` (`conditional_bytes` with a condition) goes up in parts; its
+   condition stands on the completion, so the object appears at once or not at all. An upload that
+   failed is aborted.
+3. After an answer was lost, a failed condition is compared with the object that stands there
+   (contract invariant 4).
+
+Server facts (tests/store/test_contract.py checks them): SeaweedFS 4.48 honours If-None-Match and
+If-Match on PutObject, CompleteMultipartUpload and CopyObject, CopySourceIfMatch, If-Match on
+DeleteObject, and the ETag of each key in DeleteObjects. The awscrt transfer client is not used: it
+ignores `endpoint_url`.
+
+Called by the factory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from s3ws_fs.core.config import StoreConfig
+from s3ws_fs.core.errors import (
+    ConflictError,
+    NotFoundError,
+    PermanentError,
+    StoreError,
+    TransientError,
+)
+from s3ws_fs.store.base import (
+    DEFAULT_CONTENT_TYPE,
+    DELETE_BATCH,
+    Conditional,
+    DeleteFailure,
+    Fetched,
+    ListEntry,
+    ObjectInfo,
+    ObjectStore,
+    check_attributes,
+    check_conditions,
+    check_key,
+    check_range,
+)
+from s3ws_fs.store.body import Body, Source
+from s3ws_fs.store.s3_client import RetryPolicy, Wire
+from s3ws_fs.store.s3_errors import NOT_S3, map_error
+from s3ws_fs.store.s3_lost import lost_copy, lost_put
+from s3ws_fs.store.s3_multipart import COPY_BYTES_MAX, MultipartLimits, copy_parts, upload_parts
+
+_Pairs = list[tuple[str, str | None]]
+_Failures = list[DeleteFailure]
+
+
+class S3Store(ObjectStore):
+    """One bucket."""
+
+    def __init__(
+        self,
+        config: StoreConfig,
+        *,
+        retry: RetryPolicy | None = None,
+        limits: MultipartLimits | None = None,
+    ) -> None:
+        """Makes no request. Raises PermanentError for a bad profile or endpoint."""
+        super().__init__()
+        self._bucket = config.bucket
+        self._limits = limits or MultipartLimits()
+        self._conditional = Conditional()
+        self._wire = Wire(config, self.counters, retry or RetryPolicy())
+
+    def get(
+        self, key: str, offset: int = 0, length: int | None = None, *, if_match: str | None = None
+    ) -> Fetched:
+        """See ObjectStore.get."""
+        check_key("get", key)
+        check_range(key, offset, length)
+        check_conditions("get", key, if_none_match=False, if_match=if_match)
+        if length == 0:
+            return self._empty_range(key, if_match)
+        arguments = {"Bucket": self._bucket, "Key": key, **_if_match(if_match)}
+        if offset or length is not None:
+            last = "" if length is None else str(offset + length - 1)
+            arguments["Range"] = f"bytes={offset}-{last}"
+
+        def request() -> dict[str, Any]:
+            answer: dict[str, Any] = self._wire.client.get_object(**arguments)
+            # Read here, inside the slot and the retries.
+            with contextlib.closing(answer["Body"]) as body:
+                answer["Body"] = body.read()
+            return answer
+
+        try:
+            answer = self._wire.send("get", key, request)
+        except PermanentError as exc:
+            if exc.detail.startswith(("InvalidRange", "416")):
+                return self._empty_range(key, if_match)
+            raise
+        return _fetched(answer, offset, length)
+
+    def head(self, key: str) -> ObjectInfo:
+        """See ObjectStore.head."""
+        check_key("head", key)
+        request = partial(self._wire.client.head_object, Bucket=self._bucket, Key=key)
+        answer = self._wire.send("head", key, request)
+        return ObjectInfo(
+            key,
+            int(answer["ContentLength"]),
+            _etag(answer),
+            int(answer["LastModified"].timestamp() * 1e9),
+            answer.get("ContentType", DEFAULT_CONTENT_TYPE),
+            {name.lower(): value for name, value in answer.get("Metadata", {}).items()},
+        )
+
+    def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        content_type: str = DEFAULT_CONTENT_TYPE,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
+        """See ObjectStore.put."""
+        check_key("put", key)
+        check_attributes("put", key, content_type, metadata)
+        conditions = self._put_conditions("put", key, if_none_match, if_match)
+        source = Source("put", key, body)
+        limit = self._limits.conditional_bytes if conditions else self._limits.multipart_bytes
+        target = {"Bucket": self._bucket, "Key": key}
+        attributes = {"ContentType": content_type, "Metadata": dict(metadata or {})}
+
+        def was_ours() -> dict[str, Any] | None:
+            return lost_put(self, key, source, attributes)
+
+        try:
+            if source.size_bytes > limit:
+                self._check_early(key, if_none_match, if_match)
+                answer = upload_parts(
+                    self._wire, self._limits, target, attributes, conditions, source, was_ours
+                )
+            else:
+                request = partial(
+                    self._wire.client.put_object,
+                    **target,
+                    **attributes,
+                    **conditions,
+                    Body=source.stream(),
+                )
+                answer = self._wire.send("put", key, request, was_ours=was_ours)
+        except NotFoundError as exc:
+            # AWS says 404 to If-Match on a key that is gone.
+            raise ConflictError("put", key, "the object to replace is gone") from exc
+        return _etag(answer)
+
+    def copy(
+        self,
+        src: str,
+        dst: str,
+        *,
+        src_if_match: str | None = None,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
+        """See ObjectStore.copy. Above `copy_bytes_max` part by part (then with a HEAD before)."""
+        check_key("copy", src)
+        check_key("copy", dst)
+        if src == dst:
+            raise PermanentError("copy", dst, "source and destination are the same")
+        check_attributes("copy", dst, content_type, metadata)
+        check_conditions("copy", src, if_none_match=False, if_match=src_if_match)
+        keep = content_type is None and metadata is None
+        source: dict[str, Any] = {"CopySource": {"Bucket": self._bucket, "Key": src}}
+        info = None
+        if src_if_match is not None:
+            if self._conditional.copy_src_if_match:
+                source["CopySourceIfMatch"] = f'"{src_if_match}"'
+            else:
+                info = self.head(src)
+                _require_etag("copy", src, info.etag, src_if_match)
+        conditions = self._copy_conditions(dst, if_none_match, if_match)
+        attributes: dict[str, Any] = {
+            "ContentType": content_type or DEFAULT_CONTENT_TYPE,
+            "Metadata": dict(metadata or {}),
+        }
+        target = {"Bucket": self._bucket, "Key": dst}
+        answer = self._copy_whole(
+            (src, dst, src_if_match), {**target, **source, **conditions}, attributes, keep
+        )
+        if answer is None:
+            info = info or self.head(src)
+            if keep:
+                attributes = {"ContentType": info.content_type, "Metadata": dict(info.metadata)}
+            source["CopySourceIfMatch"] = f'"{src_if_match or info.etag}"'
+            answer = copy_parts(
+                self._wire, self._limits, target, attributes, conditions, source, info.size_bytes
+            )
+            return _etag(answer)
+        return _etag(answer["CopyObjectResult"])
+
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
+        """See ObjectStore.delete."""
+        check_key("delete", key)
+        check_conditions("delete", key, if_none_match=False, if_match=if_match)
+        arguments: dict[str, Any] = {"Bucket": self._bucket, "Key": key}
+        try:
+            if if_match is not None and self._conditional.delete_if_match:
+                arguments |= _if_match(if_match)
+            elif if_match is not None:
+                _require_etag("delete", key, self.head(key).etag, if_match)
+            self._wire.send("delete", key, partial(self._wire.client.delete_object, **arguments))
+        except NotFoundError:
+            return
+        except ConflictError:
+            # SeaweedFS says 412, AWS 404, when there is nothing to compare with.
+            with contextlib.suppress(NotFoundError):
+                self.head(key)
+                raise
+
+    def delete_many(self, keys: Iterable[str | tuple[str, str]]) -> list[DeleteFailure]:
+        """See ObjectStore.delete_many."""
+        pairs: _Pairs = [(item, None) if isinstance(item, str) else item for item in keys]
+        for key, etag in pairs:
+            check_key("delete", key)
+            check_conditions("delete", key, if_none_match=False, if_match=etag)
+        failures: list[DeleteFailure] = []
+        if not self._conditional.delete_many_if_match:
+            failures += self._delete_singly([pair for pair in pairs if pair[1] is not None])
+            pairs = [pair for pair in pairs if pair[1] is None]
+        remaining = iter(pairs)
+        while batch := list(islice(remaining, DELETE_BATCH)):
+            failures += self._delete_batch(batch)
+        return failures
+
+    def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListEntry]:
+        """See ObjectStore.list. botocore asks for url encoding and decodes, so keys round-trip."""
+        arguments: dict[str, Any] = {"Bucket": self._bucket, "Prefix": prefix}
+        if start_after:
+            arguments["StartAfter"] = start_after
+        while True:
+            page = self._list_page(arguments)
+            for item in page.get("Contents", []):
+                key = item["Key"]
+                if not key.endswith("/") and key > start_after:
+                    modified_ns = int(item["LastModified"].timestamp() * 1e9)
+                    yield ListEntry(key, int(item["Size"]), _etag(item), modified_ns)
+            if not page.get("IsTruncated"):
+                return
+            token = page.get("NextContinuationToken")
+            if not token or token == arguments.get("ContinuationToken"):
+                raise TransientError("list", prefix, "the server's listing does not go on")
+            arguments["ContinuationToken"] = token
+
+    def check(self, prefix: str = "") -> None:
+        """See ObjectStore.check: a listing of one key, so rights on the prefix are enough."""
+        self._list_page({"Bucket": self._bucket, "Prefix": prefix, "MaxKeys": 1})
+
+    def assume(self, conditional: Conditional) -> None:
+        """See ObjectStore.assume."""
+        self._conditional = conditional
+
+    def close(self) -> None:
+        """See ObjectStore.close."""
+        self._wire.client.close()
+
+    def _list_page(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        prefix = arguments["Prefix"]
+        request = partial(self._wire.client.list_objects_v2, **arguments)
+        try:
+            page: dict[str, Any] = self._wire.send("list", prefix, request)
+        except NotFoundError as exc:
+            raise PermanentError("list", prefix, "the endpoint has no such bucket") from exc
+        if "Name" not in page and "IsTruncated" not in page:
+            # Any HTML page parses as an empty listing: believed, it would be an empty bucket.
+            raise TransientError("list", prefix, NOT_S3)
+        return page
+
+    def _put_conditions(
+        self, op: str, key: str, if_none_match: bool, if_match: str | None
+    ) -> dict[str, str]:
+        """Conditions to send with a put; emulates those that the server would ignore."""
+        check_conditions(op, key, if_none_match=if_none_match, if_match=if_match)
+        if if_none_match:
+            if self._conditional.put_must_create:
+                return {"IfNoneMatch": "*"}
+            self._require_absent(op, key)
+        elif if_match is not None:
+            if self._conditional.put_if_match:
+                return _if_match(if_match)
+            self._require_current(op, key, if_match)
+        return {}
+
+    def _copy_conditions(self, dst: str, if_none_match: bool, if_match: str | None) -> Any:
+        check_conditions("copy", dst, if_none_match=if_none_match, if_match=if_match)
+        if self._conditional.copy_must_create:
+            return self._put_conditions("copy", dst, if_none_match, if_match)
+        if if_none_match:
+            self._require_absent("copy", dst)
+        elif if_match is not None:
+            self._require_current("copy", dst, if_match)
+        return {}
+
+    def _check_early(self, key: str, if_none_match: bool, if_match: str | None) -> None:
+        # Saves a large upload that can't succeed, and some servers ignore If-Match on completion.
+        if if_none_match:
+            self._require_absent("put", key)
+        elif if_match is not None:
+            self._require_current("put", key, if_match)
+
+    def _require_absent(self, op: str, key: str) -> None:
+        try:
+            self.head(key)
+        except NotFoundError:
+            return
+        raise ConflictError(op, key, "the object exists already")
+
+    def _require_current(self, op: str, key: str, etag: str) -> None:
+        try:
+            found = self.head(key).etag
+        except NotFoundError as exc:
+            raise ConflictError(op, key, "the object to replace is gone") from exc
+        _require_etag(op, key, found, etag)
+
+    def _copy_whole(
+        self,
+        what: tuple[str, str, str | None],
+        arguments: dict[str, Any],
+        attributes: dict[str, Any],
+        keep: bool,
+    ) -> dict[str, Any] | None:
+        """One CopyObject, or None when the source is too big for that."""
+        src, dst, src_if_match = what
+        if self._limits.copy_bytes_max < COPY_BYTES_MAX and (
+            self.head(src).size_bytes > self._limits.copy_bytes_max
+        ):
+            return None
+        replaced = {} if keep else {"MetadataDirective": "REPLACE", **attributes}
+        request = partial(self._wire.client.copy_object, **arguments, **replaced)
+
+        def was_ours() -> dict[str, Any] | None:
+            return lost_copy(self, src, dst, src_if_match, None if keep else attributes)
+
+        try:
+            answer: dict[str, Any] = self._wire.send("copy", dst, request, was_ours=was_ours)
+        except PermanentError as exc:
+            if exc.detail.startswith(("InvalidRequest", "EntityTooLarge")):
+                return None
+            raise
+        except NotFoundError as exc:
+            raise NotFoundError("copy", src, exc.detail) from exc
+        return answer
+
+    def _empty_range(self, key: str, if_match: str | None) -> Fetched:
+        info = self.head(key)
+        if if_match is not None:
+            _require_etag("get", key, info.etag, if_match)
+        return Fetched(b"", info.etag, info.size_bytes)
+
+    def _delete_singly(self, pairs: _Pairs) -> _Failures:
+        failures = []
+        for key, etag in pairs:
+            try:
+                self.delete(key, if_match=etag)
+            except (ConflictError, PermanentError) as exc:
+                failures.append(DeleteFailure(key, exc))
+        return failures
+
+    def _delete_batch(self, batch: _Pairs) -> _Failures:
+        objects = [
+            {"Key": key} if etag is None else {"Key": key, "ETag": f'"{etag}"'}
+            for key, etag in batch
+        ]
+        request = partial(
+            self._wire.client.delete_objects,
+            Bucket=self._bucket,
+            Delete={"Objects": objects, "Quiet": True},
+        )
+        answer = self._wire.send("delete", f"{batch[0][0]} … ({len(batch)} keys)", request)
+        return [
+            DeleteFailure(item["Key"], error)
+            for item in answer.get("Errors", [])
+            if not isinstance(error := _delete_error(item), NotFoundError)
+        ]
+
+
+def _delete_error(item: Mapping[str, str]) -> StoreError:
+    answer: Any = {"Error": {"Code": item.get("Code", "?"), "Message": item.get("Message", "")}}
+    return map_error("delete", item["Key"], ClientError(answer, "DeleteObjects"))
+
+
+def _fetched(answer: dict[str, Any], offset: int, length: int | None) -> Fetched:
+    data: bytes = answer["Body"]
+    content_range = str(answer.get("ContentRange", ""))
+    if content_range:
+        return Fetched(data, _etag(answer), int(content_range.rpartition("/")[2]))
+    # A server that ignores Range sends everything.
+    end = None if length is None else offset + length
+    return Fetched(data[offset:end], _etag(answer), len(data))
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    etag = str(answer.get("ETag", "")).strip('"')
+    if not etag:
+        raise TransientError("read", "answer", NOT_S3)
+    return etag
+
+
+def _if_match(etag: str | None) -> dict[str, str]:
+    return {} if etag is None else {"IfMatch": f'"{etag}"'}
+
+
+def _require_etag(op: str, key: str, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise ConflictError(op, key, "the object has changed")

@@ -1,0 +1,197 @@
+"""A store seen through one workspace prefix: the only way the rest of the program sees a store.
+
+Invariants
+1. Every key that reaches the inner store starts with the prefix, and names nothing outside of it
+   (check_key: no "..", no empty segment, no backslash, no absolute key).
+2. A listing never asks for, and never returns, a key outside of the prefix.
+
+Called by transfer, replica's worker side, the CLI's checks, and tests.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Final
+
+from s3ws_fs.core.errors import ConflictError, PermanentError, StoreError
+from s3ws_fs.store.base import (
+    DEFAULT_CONTENT_TYPE,
+    Conditional,
+    Counters,
+    DeleteFailure,
+    Fetched,
+    ListEntry,
+    ObjectInfo,
+    ObjectStore,
+    check_key,
+)
+from s3ws_fs.store.body import Body
+
+PROBE_PREFIX: Final = "journal/probe/"
+"""Where `probe_conditional` keeps its scratch objects for a moment."""
+
+
+class ScopedStore:
+    """The contract of ObjectStore with keys relative to `prefix` (which ends in a slash)."""
+
+    def __init__(self, inner: ObjectStore, prefix: str) -> None:
+        if not prefix.endswith("/"):
+            raise PermanentError("open", ascii(prefix[:200]), "the prefix must end in a slash")
+        check_key("open", prefix[:-1])
+        self._inner = inner
+        self.prefix = prefix
+
+    @property
+    def counters(self) -> Counters:
+        """Requests on the wire, by operation and outcome."""
+        return self._inner.counters
+
+    def get(
+        self, key: str, offset: int = 0, length: int | None = None, *, if_match: str | None = None
+    ) -> Fetched:
+        """See ObjectStore.get."""
+        return self._inner.get(self._full("get", key), offset, length, if_match=if_match)
+
+    def head(self, key: str) -> ObjectInfo:
+        """See ObjectStore.head. The key in the answer is relative."""
+        return replace(self._inner.head(self._full("head", key)), key=key)
+
+    def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        content_type: str = DEFAULT_CONTENT_TYPE,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
+        """See ObjectStore.put."""
+        return self._inner.put(
+            self._full("put", key),
+            body,
+            content_type=content_type,
+            metadata=metadata,
+            if_none_match=if_none_match,
+            if_match=if_match,
+        )
+
+    def copy(
+        self,
+        src: str,
+        dst: str,
+        *,
+        src_if_match: str | None = None,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
+        """See ObjectStore.copy."""
+        return self._inner.copy(
+            self._full("copy", src),
+            self._full("copy", dst),
+            src_if_match=src_if_match,
+            content_type=content_type,
+            metadata=metadata,
+            if_none_match=if_none_match,
+            if_match=if_match,
+        )
+
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
+        """See ObjectStore.delete."""
+        self._inner.delete(self._full("delete", key), if_match=if_match)
+
+    def delete_many(self, keys: Iterable[str | tuple[str, str]]) -> list[DeleteFailure]:
+        """See ObjectStore.delete_many. Nothing is deleted when one key is refused."""
+        full: list[str | tuple[str, str]] = [
+            self._full("delete", item)
+            if isinstance(item, str)
+            else (self._full("delete", item[0]), item[1])
+            for item in keys
+        ]
+        failures = self._inner.delete_many(full)
+        return [replace(failure, key=self._relative(failure.key)) for failure in failures]
+
+    def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListEntry]:
+        """See ObjectStore.list. `prefix` and `start_after` are relative, as are the answers."""
+        if prefix:
+            # A prefix may end anywhere, so also in a slash or in what is not yet a whole segment.
+            check_key("list", self.prefix + prefix.removesuffix("/"))
+        after = self._full("list", start_after) if start_after else ""
+        for entry in self._inner.list(self.prefix + prefix, after):
+            yield replace(entry, key=self._relative(entry.key))
+
+    def check(self) -> None:
+        """See ObjectStore.check."""
+        self._inner.check(self.prefix)
+
+    def assume(self, conditional: Conditional) -> None:
+        """See ObjectStore.assume."""
+        self._inner.assume(conditional)
+
+    def probe_conditional(self) -> Conditional:
+        """Try each condition for real on scratch objects, remove these, and return what holds.
+
+        The result is assumed from then on. `safe` is False on a store on which two writers could
+        overwrite each other; refusing it is the caller's decision. About a dozen requests.
+        """
+        key = f"{PROBE_PREFIX}{secrets.token_hex(8)}"
+        self.assume(Conditional())
+        try:
+            found = self._probe(key, key + ".copy")
+        finally:
+            self._inner.delete(self._full("delete", key))
+            self._inner.delete(self._full("delete", key + ".copy"))
+        self.assume(found)
+        return found
+
+    def close(self) -> None:
+        """See ObjectStore.close."""
+        self._inner.close()
+
+    def _probe(self, key: str, other: str) -> Conditional:
+        stale = self.put(key, b"probe 1", if_none_match=True)
+        must_create = _refused(lambda: self.put(key, b"probe 2", if_none_match=True))
+        current = self.put(key, b"probe three")
+        if current == stale:
+            raise PermanentError("probe", self.prefix, "the store gives all objects one ETag")
+        if_match = _refused(lambda: self.put(key, b"probe 4", if_match=stale))
+        current = self.head(key).etag
+        self.put(key, b"probe 5..", if_match=current)
+        src = _refused(lambda: self.copy(key, other, src_if_match=stale))
+        self.put(other, b"probe 6")
+        dst = _refused(lambda: self.copy(key, other, if_none_match=True))
+        delete = _refused(lambda: self.delete(key, if_match=stale))
+        many = bool(self.delete_many([(other, stale)]))
+        return Conditional(must_create, if_match, src, dst, delete, many)
+
+    def _full(self, op: str, key: str) -> str:
+        if key.startswith("/"):
+            raise PermanentError(op, ascii(key[:200]), "not a usable key: it is absolute")
+        check_key(op, self.prefix + key)
+        return self.prefix + key
+
+    def _relative(self, key: str) -> str:
+        if not key.startswith(self.prefix):
+            raise PermanentError("list", ascii(key[:200]), "the store answered with a foreign key")
+        return key[len(self.prefix) :]
+
+
+def _refused(attempt: object) -> bool:
+    assert callable(attempt)
+    try:
+        attempt()
+    except ConflictError:
+        return True
+    except PermanentError as exc:
+        if _not_implemented(exc):
+            return False
+        raise
+    return False
+
+
+def _not_implemented(exc: StoreError) -> bool:
+    return "NotImplemented" in exc.detail
