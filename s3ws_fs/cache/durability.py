@@ -20,8 +20,8 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core.errors import FsError
 
 BYTES_BETWEEN_MAX: Final = 32 << 20
-"""Bytes of pages after which one is made early: while a sync point stands, freed pages can't be used
-again, so the file grows by what is committed between two (twice this, at worst)."""
+"""Bytes of pages after which one is made early. While one stands, freed pages can't be used again:
+the file grows by what is committed between two (twice this, at worst)."""
 
 
 class Durability:

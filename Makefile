@@ -1,0 +1,66 @@
+# Every recipe works in the virtual environment .venv (made on first need, from the lock files).
+# An environment of your own: make check VENV=/path/to/venv
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+UV ?= uv
+
+.PHONY: help check test lint fmt types layers locks run play s3 bench lock clean setup
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(BIN)/pytest ## what is needed to develop: system packages, .venv with the dev lock
+
+$(VENV)/bin/pytest:
+	./scripts/setup dev
+
+check: lint types layers locks test ## everything that has to be green before a commit
+
+lint: | $(BIN)/pytest ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: | $(BIN)/pytest ## mypy, strict
+	$(BIN)/mypy
+
+layers: | $(BIN)/pytest ## import-linter: the layers of docs/architecture.md
+	$(BIN)/lint-imports
+
+test: | $(BIN)/pytest ## the tests; PYTEST_ARGS="-k name" for some
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+fmt: | $(BIN)/pytest ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+run: ## the demonstration
+	./quickstart
+
+play: ## leave a workspace mounted to play in
+	./quickstart --play
+
+s3: | $(BIN)/pytest ## a real S3 server (SeaweedFS) on loopback to try things with; ctrl-C ends it
+	$(BIN)/python -m tests.support.seaweed --dir .demo/s3
+
+bench: | $(BIN)/pytest ## our mount against a native directory and a null filesystem
+	$(BIN)/python -m bench
+
+# The locks hold versions and hashes only: where a package comes from is the installer's business.
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+lock: ## the lock files anew (needs uv); LOCK_ARGS=--upgrade for new versions
+	$(LOCK) $(LOCK_ARGS) requirements/build.in --no-strip-markers -o requirements/build.txt
+	$(LOCK) $(LOCK_ARGS) pyproject.toml -o requirements/runtime.txt
+	$(LOCK) $(LOCK_ARGS) pyproject.toml --extra dev -c requirements/runtime.txt -o requirements/dev.txt
+	@$(MAKE) --no-print-directory locks
+
+locks: ## no address in a lock file, no line without a hash
+	@! grep -nE '://|@|^ *-' requirements/*.txt | grep -vE ':    --hash=sha256:[0-9a-f]{64}( \\)?$$'
+
+clean: ## what tools and scripts left behind (not the mounts: ./quickstart ends those)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
