@@ -1,0 +1,238 @@
+"""Mounting, serving and unmounting: everything that touches the kernel's mount table.
+
+Invariants
+1. Order: `mounted` (pyfuse3.init) → `serve` until the mount is gone → pyfuse3.close, which closes
+   the connection. What then still stands there (aborted, or serving failed) is detached: else every
+   program that touches it would get an error for ever.
+2. umount(2) runs in a helper thread, for it may wait until we have written back dirty pages of
+   mmaps. It never detaches, but for `detach`, which a caller uses as a last resort, when all is
+   saved.
+3. Only our own mount is ever taken away: it is known by the number of its connection.
+4. A mount point that a killed daemon left behind (ENOTCONN) is recognised and cleared before
+   mounting.
+
+Called by the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.fuse import table
+from s3ws_fs.fuse.operations import Operations
+from s3ws_fs.fuse.wait import AdaptiveWait, installed
+
+log = logging.getLogger(__name__)
+
+FSNAME: Final = "s3ws"
+
+HANDLERS_MAX: Final = 256
+"""Requests handled at the same time; more are waiting for bytes only when the store is slow."""
+
+UMOUNT_RETRY_S: Final = 0.1
+
+STDERR_BYTES_MAX: Final = 4096
+"""How much of what libfuse says while mounting is kept for the error."""
+
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+FUSERMOUNT: Final = "fusermount3"
+FUSERMOUNT_TIMEOUT_S: Final = 30.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount of ours: where, and the kernel's number of the connection, to know it again."""
+
+    mountpoint: str
+    connection: int | None
+
+    def stands(self) -> bool:
+        """Whether it is (still) what is mounted there."""
+        return self.connection is not None and (
+            table.connection_id(self.mountpoint) == self.connection
+        )
+
+
+class MountBusyError(Exception):
+    """Somebody has a file open on the mount, or stands in it."""
+
+
+def mount_options(*, allow_other: bool, subtype: str = FSNAME) -> set[str]:
+    """The options of fuse_session_new. Permissions: by the kernel, from our attributes."""
+    options = {"default_permissions", f"fsname={FSNAME}", f"subtype={subtype}"}
+    if allow_other:
+        options.add("allow_other")
+    return options
+
+
+def check_mountpoint(mountpoint: str) -> None:
+    """Clear a dead mount, then see that there is a directory to mount on. Raises UserError."""
+    number = table.connection_id(mountpoint)
+    if number is not None and table.is_dead(mountpoint):
+        log.warning("%s: clearing the mount of a daemon that is gone", mountpoint)
+        _umount(Mount(mountpoint, number), MNT_DETACH)
+    if table.is_mounted(mountpoint):
+        raise UserError(
+            f"{mountpoint} is mounted already",
+            remedy="unmount it first: s3ws umount " + mountpoint,
+            exit_code=ExitCode.ALREADY_MOUNTED,
+        )
+    if not Path(mountpoint).is_dir():
+        raise UserError(
+            f"{mountpoint} is not a directory",
+            remedy="create it, or name another one",
+            exit_code=ExitCode.BAD_SETTINGS,
+        )
+    _check_device()
+
+
+def _check_device() -> None:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as exc:
+        if exc.errno == errno.ENOENT:
+            remedy = "load the fuse module; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
+        else:
+            remedy = (
+                "allow this user to read and write /dev/fuse; in a container: --device /dev/fuse"
+            )
+        raise UserError(
+            f"/dev/fuse can't be opened: {exc.strerror}",
+            remedy=remedy,
+            exit_code=ExitCode.NO_FUSE,
+        ) from None
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """libfuse and fusermount3 say what is wrong on file descriptor 2 only: gives what they said.
+
+    It is passed on to the real one at the end.
+    """
+    before = os.dup(2)
+    captured = os.memfd_create("stderr", os.MFD_CLOEXEC)
+
+    def said() -> str:
+        return os.pread(captured, STDERR_BYTES_MAX, 0).decode(errors="replace").strip()
+
+    try:
+        os.dup2(captured, 2)
+        yield said
+    finally:
+        os.dup2(before, 2)
+        os.write(2, os.pread(captured, STDERR_BYTES_MAX, 0))
+        os.close(captured)
+        os.close(before)
+
+
+def _mount_error(mountpoint: str, reason: str, allow_other: bool) -> UserError:
+    remedy = "FUSE needs the right to mount: root, or fusermount3 and a user known to this system"
+    if allow_other and os.geteuid() != 0:
+        remedy += "; allow_other of a user needs user_allow_other in /etc/fuse.conf"
+    return UserError(
+        f"{mountpoint} can't be mounted: {reason}", remedy=remedy, exit_code=ExitCode.NO_FUSE
+    )
+
+
+@contextlib.contextmanager
+def mounted(operations: Operations, mountpoint: str, *, allow_other: bool) -> Iterator[Mount]:
+    """Mount; at the end of the block close the session. Raises UserError.
+
+    The block must not end normally before the mount is gone; when it ends by an exception and the
+    mount still stands, it is taken away, so that no program waits for answers that nobody gives.
+    """
+    check_mountpoint(mountpoint)
+    with _captured_stderr() as said:
+        try:
+            pyfuse3.init(operations, mountpoint, mount_options(allow_other=allow_other))
+        except RuntimeError as exc:
+            raise _mount_error(mountpoint, said() or str(exc), allow_other) from None
+    mount = Mount(mountpoint, table.connection_id(mountpoint))
+    try:
+        yield mount
+    finally:
+        pyfuse3.close(unmount=False)
+        if mount.stands():
+            # The connection was aborted, or serving failed: nobody answers there any more.
+            with contextlib.suppress(OSError):
+                _umount(mount, MNT_DETACH)
+
+
+async def serve(*, adaptive_wait_us: int) -> None:
+    """Answer requests until the mount is gone. Cancel to stop before that."""
+    wait = AdaptiveWait(adaptive_wait_us) if adaptive_wait_us > 0 else None
+    with installed(wait):
+        await pyfuse3.main(min_tasks=1, max_tasks=HANDLERS_MAX)
+
+
+def _umount(mount: Mount, flags: int) -> None:
+    """umount2(2), or fusermount3 for who may not. Raises MountBusyError, OSError."""
+    mountpoint = mount.mountpoint
+    if not mount.stands():
+        return
+    if _libc.umount2(os.fsencode(mountpoint), flags | UMOUNT_NOFOLLOW) == 0:
+        return
+    code = ctypes.get_errno()
+    if code == errno.EBUSY:
+        raise MountBusyError(mountpoint)
+    if code == errno.EINVAL and not mount.stands():
+        return
+    if code != errno.EPERM:
+        raise OSError(code, os.strerror(code), mountpoint)
+    lazily = ["-z"] if flags & MNT_DETACH else []
+    done = subprocess.run(
+        [FUSERMOUNT, "-u", *lazily, mountpoint],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=FUSERMOUNT_TIMEOUT_S,
+        check=False,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    if done.returncode == 0 or not mount.stands():
+        return
+    message = done.stderr.decode(errors="replace").strip()
+    if "busy" in message:
+        raise MountBusyError(mountpoint)
+    raise OSError(errno.EPERM, message or "fusermount3 failed", mountpoint)
+
+
+async def unmount(mount: Mount, *, grace_s: float) -> None:
+    """Unmount; while somebody uses the mount, try again until `grace_s` is over.
+
+    `serve` must be running. Raises MountBusyError (still mounted), OSError.
+    """
+    deadline = trio.current_time() + grace_s
+    while True:
+        try:
+            await trio.to_thread.run_sync(_umount, mount, 0)
+            return
+        except MountBusyError:
+            if trio.current_time() + UMOUNT_RETRY_S > deadline:
+                raise
+        await trio.sleep(UMOUNT_RETRY_S)
+
+
+async def detach(mount: Mount) -> None:
+    """Take the mount out of the tree although it is in use. Raises OSError."""
+    await trio.to_thread.run_sync(_umount, mount, MNT_DETACH)
+
+
+async def write_back(mount: Mount) -> None:
+    """Make the kernel send us what programs changed through mmap (syncfs(2)). Raises OSError."""
+    await trio.to_thread.run_sync(pyfuse3.syncfs, mount.mountpoint)

@@ -1,0 +1,369 @@
+"""The kernel's requests, translated into calls of `FileSystem` and back.
+
+Invariants
+1. No handler holds state about files: a file handle is the inode number. So a daemon that died can
+   be replaced, and nothing here has to be restored.
+2. Every handler is `atomic` (never awaits) or `awaiting` (may wait), see `translate`. A call of
+   `FileSystem` is one committed transaction; the reply follows without an await in between, so at
+   most one operation is committed and unanswered at any time.
+3. A call that needs bytes which are only in the bucket returns `NeedExtents`. The handler fetches
+   them and calls again: at most `FETCH_ROUNDS_MAX` times, each at most `FETCH_DEADLINE_S`, then
+   EIO. A request that was read can't be abandoned by its caller, so no wait is without end.
+4. Permissions are the kernel's work (mount option default_permissions), so are locks, mmap and
+   copy_file_range. pyfuse3 exposes no fallocate, ioctl, or O_TMPFILE.
+5. Lookup counts are not kept: inode numbers are never reused, and an inode may go only when it has
+   no name and no open handle, of which the kernel's FORGET is then the last word.
+6. `flush` (every close(2)) and `access` answer ENOSYS, once each: the kernel then stops asking.
+7. After `refuse_changes()` nothing that changes the workspace succeeds (EIO); reads go on.
+
+Called by the daemon, which passes in what lies above this layer: `fetch` and `wait_durable`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import pyfuse3
+import trio
+
+from s3ws_fs.core.errors import FormatError, FsError, StoreError
+from s3ws_fs.core.types import Attr, NeedExtents
+from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.fuse.translate import Faults, IdMap, Translator, atomic, awaiting
+
+log = logging.getLogger(__name__)
+
+FETCH_ROUNDS_MAX: Final = 8
+"""How often one request fetches before it gives up: changing files need more than once."""
+
+FETCH_DEADLINE_S: Final = 60.0
+"""How long one fetch may take. Longer, and the reader gets EIO instead of hanging."""
+
+COOKIE_DOT: Final = 1
+COOKIE_DOTDOT: Final = 2
+COOKIE_ENTRY_MIN: Final = 3
+"""Cookies of "." and ".." and the smallest of an entry (0 means: from the start)."""
+
+READDIR_BATCH_MIN: Final = 32
+READDIR_BATCH_MAX: Final = 256
+"""Entries asked of the filesystem at once, doubling within a request: a reply holds about 25 when
+the kernel gives a page for it, about 200 when it gives as much as the program did (newer ones).
+"""
+
+Fetch = Callable[[NeedExtents], Awaitable[None]]
+
+
+class Operations(pyfuse3.Operations):
+    """pyfuse3's handlers over one `FileSystem`.
+
+    fetch(need): brings the extents into the cache, or raises. wait_durable(): returns when all that
+    was committed before the call survives a power loss.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        *,
+        fetch: Fetch,
+        wait_durable: Callable[[], Awaitable[None]],
+        uids: IdMap | None = None,
+        gids: IdMap | None = None,
+        fetch_deadline_s: float = FETCH_DEADLINE_S,
+    ) -> None:
+        super().__init__()
+        self.faults = Faults()
+        self._fs = fs
+        self._fetch = fetch
+        self._fetch_deadline_s = fetch_deadline_s
+        self._wait_durable = wait_durable
+        self._to = Translator(uids or IdMap(), gids or IdMap())
+        self._refusing = False
+        self.started = trio.Event()
+        """The kernel and we have agreed on the protocol: requests come from now on."""
+
+    def init(self) -> None:
+        """pyfuse3 calls this when the kernel has greeted."""
+        self.started.set()
+
+    def refuse_changes(self) -> None:
+        """From now on every change fails with EIO: nothing is acknowledged that can't be saved."""
+        self._refusing = True
+
+    def _changing(self) -> None:
+        if self._refusing:
+            raise FsError(errno.EIO, "the workspace is being unmounted")
+
+    async def _warm(self, need: NeedExtents, rounds: int) -> None:
+        """Fetch what a call asked for. Raises FsError(EIO) when it can't be had in time."""
+        if rounds >= FETCH_ROUNDS_MAX:
+            raise FsError(errno.EIO, f"inode {need.ino} kept changing during {rounds} fetches")
+        try:
+            with trio.fail_after(self._fetch_deadline_s):
+                await self._fetch(need)
+        except trio.TooSlowError:
+            log.warning("fetch for inode %d took over %.0f s", need.ino, self._fetch_deadline_s)
+            raise FsError(errno.EIO, "the object store did not answer in time") from None
+        except (StoreError, FormatError) as exc:
+            log.warning("fetch for inode %d failed: %s", need.ino, exc)
+            raise FsError(errno.EIO, str(exc)) from exc
+
+    # --- names ---------------------------------------------------------------------------------
+
+    @atomic
+    def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        try:
+            return self._to.entry(self._fs.lookup(parent_inode, name))
+        except FsError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+            return self._to.absent()
+
+    @atomic
+    def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        self._changing()
+        attr = self._fs.create(parent_inode, name, mode, self._to.cred(ctx))
+        self._fs.open(attr.ino)
+        return pyfuse3.FileInfo(fh=attr.ino, keep_cache=True), self._to.entry(attr)
+
+    @atomic
+    def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        self._changing()
+        return self._to.entry(self._fs.mknod(parent_inode, name, mode, rdev, self._to.cred(ctx)))
+
+    @atomic
+    def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        self._changing()
+        return self._to.entry(self._fs.mkdir(parent_inode, name, mode, self._to.cred(ctx)))
+
+    @atomic
+    def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        self._changing()
+        return self._to.entry(self._fs.symlink(parent_inode, name, target, self._to.cred(ctx)))
+
+    @atomic
+    def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        self._changing()
+        return self._to.entry(self._fs.link(inode, new_parent_inode, new_name))
+
+    @atomic
+    def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._changing()
+        self._fs.unlink(parent_inode, name)
+
+    @atomic
+    def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._changing()
+        self._fs.rmdir(parent_inode, name)
+
+    @atomic
+    def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        self._changing()
+        self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    @atomic
+    def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return self._fs.readlink(inode)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """Atomic. Has no reply, so even a FUSEError would end the mount: nothing is raised."""
+        for inode, _ in inode_list:
+            try:
+                self._fs.forget(inode)
+            except Exception as exc:
+                self.faults.note("forget", exc)
+
+    # --- attributes ----------------------------------------------------------------------------
+
+    @atomic
+    def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._to.entry(self._fs.getattr(inode))
+
+    @awaiting
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """Waits only when a cut goes through an extent that is in the bucket alone."""
+        for rounds in range(FETCH_ROUNDS_MAX + 1):
+            self._changing()
+            result = self._fs.setattr(
+                inode,
+                mode=attr.st_mode if fields.update_mode else None,
+                uid=self._to.stored_uid(attr.st_uid) if fields.update_uid else None,
+                gid=self._to.stored_gid(attr.st_gid) if fields.update_gid else None,
+                size=attr.st_size if fields.update_size else None,
+                atime_ns=attr.st_atime_ns if fields.update_atime else None,
+                mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            )
+            if isinstance(result, Attr):
+                return self._to.entry(result)
+            await self._warm(result, rounds)
+        raise AssertionError("unreachable: _warm raises after the last round")
+
+    @atomic
+    def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """pyfuse3 calls this before `setxattr` to see to XATTR_CREATE and XATTR_REPLACE.
+
+        Atomic as it is, nothing comes between the two.
+        """
+        return self._fs.getxattr(inode, name)
+
+    @atomic
+    def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._changing()
+        self._fs.setxattr(inode, name, value, 0)
+
+    @atomic
+    def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return self._fs.listxattr(inode)
+
+    @atomic
+    def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._changing()
+        self._fs.removexattr(inode, name)
+
+    @atomic
+    def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        raise FsError(errno.ENOSYS)
+
+    # --- files ---------------------------------------------------------------------------------
+
+    @awaiting
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Never waits: cutting a file to nothing needs no bytes.
+
+        libfuse asks the kernel to leave O_TRUNC to us (FUSE_CAP_ATOMIC_O_TRUNC).
+        """
+        if flags & os.O_TRUNC:
+            self._changing()
+            self._fs.setattr(inode, size=0)
+        self._fs.open(inode)
+        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+
+    @awaiting
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Waits when bytes are in the bucket alone."""
+        for rounds in range(FETCH_ROUNDS_MAX + 1):
+            result = self._fs.read(fh, off, size)
+            if not isinstance(result, NeedExtents):
+                return result
+            await self._warm(result, rounds)
+        raise AssertionError("unreachable: _warm raises after the last round")
+
+    @awaiting
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Waits when it changes part of an extent that is in the bucket alone."""
+        for rounds in range(FETCH_ROUNDS_MAX + 1):
+            self._changing()
+            result = self._fs.write(fh, off, buf)
+            if not isinstance(result, NeedExtents):
+                return result
+            await self._warm(result, rounds)
+        raise AssertionError("unreachable: _warm raises after the last round")
+
+    @atomic
+    def flush(self, fh: int) -> None:
+        """Every write is in the cache when it returns, so close(2) has nothing to wait for."""
+        raise FsError(errno.ENOSYS)
+
+    @atomic
+    def release(self, fh: int) -> None:
+        self._fs.release(fh)
+
+    @awaiting
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Waits for a sync point that covers all that was committed so far."""
+        await self._wait_durable()
+
+    # --- directories ---------------------------------------------------------------------------
+
+    @atomic
+    def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        return inode
+
+    @atomic
+    def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        if start_id < COOKIE_DOT and not pyfuse3.readdir_reply(
+            token, b".", self._to.entry(self._fs.getattr(fh)), COOKIE_DOT
+        ):
+            return
+        if start_id < COOKIE_DOTDOT and not pyfuse3.readdir_reply(
+            token,
+            b"..",
+            self._to.entry(self._fs.getattr(self._fs.parent_of(fh))),
+            COOKIE_DOTDOT,
+        ):
+            return
+        cookie = start_id if start_id >= COOKIE_ENTRY_MIN else 0
+        batch = READDIR_BATCH_MIN
+        while entries := self._fs.readdir(fh, cookie, batch):
+            for entry in entries:
+                attributes = self._to.entry(entry.attr)
+                if not pyfuse3.readdir_reply(token, entry.name, attributes, entry.cookie):
+                    return
+                cookie = entry.cookie
+            if len(entries) < batch:
+                return
+            batch = min(2 * batch, READDIR_BATCH_MAX)
+
+    @atomic
+    def releasedir(self, fh: int) -> None:
+        return None
+
+    @awaiting
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Waits for a sync point that covers all that was committed so far."""
+        await self._wait_durable()
+
+    # --- the whole -----------------------------------------------------------------------------
+
+    @atomic
+    def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        return self._to.statvfs(self._fs.statfs())
+
+    def stacktrace(self) -> None:
+        """pyfuse3 calls this when somebody sets the xattr fuse_stacktrace on the root: nothing."""
+
+
+def invalidate_inode(inode: int) -> None:
+    """Make the kernel forget the attributes and pages of `inode`.
+
+    For changes that did not come through the kernel (none yet). Must not be called while a request
+    on that inode is being handled. An inode the kernel does not know is fine.
+    """
+    try:
+        pyfuse3.invalidate_inode(inode)
+    except FileNotFoundError:
+        return

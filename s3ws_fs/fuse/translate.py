@@ -1,0 +1,191 @@
+"""From our types to the kernel's and back: attributes, ids, errors.
+
+Invariants
+1. Stored ids become shown ids, and shown become stored, only here (`IdMap`).
+2. A handler made by `atomic` or `awaiting` raises nothing but `pyfuse3.FUSEError` (and trio's
+   cancellation): pyfuse3 ends the mount on anything else. An exception that nobody foresaw is
+   counted, logged (rate-limited, with its traceback) and answered with EIO.
+3. `atomic` wraps a plain function: it can't await, so nothing else runs between its first and its
+   last line, and its reply leaves before the next request is read. `awaiting` wraps a coroutine:
+   other requests are served while it waits.
+4. The kernel may keep what we say for `KERNEL_CACHE_S`: every change passes through the kernel that
+   caches it, which updates or drops what the change made stale (tests/fuse/test_kernel_cache.py).
+
+Called by `fuse.operations` alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+
+import pyfuse3
+
+from s3ws_fs.core.errors import FsError
+from s3ws_fs.core.types import Attr, Cred, StatFs
+
+log = logging.getLogger(__name__)
+
+KERNEL_CACHE_S: Final = 86_400.0
+"""How long the kernel may keep attributes, names and absences without asking again."""
+
+IO_BLOCK_BYTES: Final = 128 * 1024
+"""st_blksize: the buffer size that programs take. Large, for each request is a round trip."""
+
+FAULT_LOG_INTERVAL_S: Final = 60.0
+"""A fault with the same handler and exception type is logged at most once in this time."""
+
+FAULT_KINDS_MAX: Final = 256
+"""How many kinds of fault are told apart; beyond it they are counted, not logged."""
+
+
+class IdMap:
+    """Which user or group id is shown for a stored one. Ids that are not named stay as they are.
+
+    pairs: (stored, shown). Where two stored ids are shown as one, new files get the first.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[int, int]] = ()) -> None:
+        self._shown: dict[int, int] = {}
+        self._stored: dict[int, int] = {}
+        for stored, shown in pairs:
+            self._shown.setdefault(stored, shown)
+            self._stored.setdefault(shown, stored)
+
+    def shown(self, stored: int) -> int:
+        return self._shown.get(stored, stored)
+
+    def stored(self, shown: int) -> int:
+        return self._stored.get(shown, shown)
+
+
+class Translator:
+    """Makes pyfuse3's structures from ours, with the ids of this mount."""
+
+    def __init__(self, uids: IdMap, gids: IdMap) -> None:
+        self._uids = uids
+        self._gids = gids
+        self._absent = pyfuse3.EntryAttributes()
+        self._absent.st_ino = 0
+        self._absent.entry_timeout = KERNEL_CACHE_S
+
+    def entry(self, attr: Attr) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = attr.ino
+        entry.attr_timeout = KERNEL_CACHE_S
+        entry.entry_timeout = KERNEL_CACHE_S
+        entry.st_mode = attr.mode
+        entry.st_nlink = attr.nlink
+        entry.st_uid = self._uids.shown(attr.uid)
+        entry.st_gid = self._gids.shown(attr.gid)
+        entry.st_rdev = attr.rdev
+        entry.st_size = attr.size
+        entry.st_blksize = IO_BLOCK_BYTES
+        entry.st_blocks = attr.blocks512
+        entry.st_atime_ns = attr.atime_ns
+        entry.st_mtime_ns = attr.mtime_ns
+        entry.st_ctime_ns = attr.ctime_ns
+        return entry
+
+    def absent(self) -> pyfuse3.EntryAttributes:
+        """The answer to a lookup that the kernel may remember: no such name (inode number 0)."""
+        return self._absent
+
+    def cred(self, ctx: pyfuse3.RequestContext) -> Cred:
+        return Cred(self._uids.stored(ctx.uid), self._gids.stored(ctx.gid), ctx.umask)
+
+    def stored_uid(self, shown: int) -> int:
+        return self._uids.stored(shown)
+
+    def stored_gid(self, shown: int) -> int:
+        return self._gids.stored(shown)
+
+    def statvfs(self, statfs: StatFs) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = statfs.block_bytes
+        data.f_frsize = statfs.block_bytes
+        data.f_blocks = statfs.blocks
+        data.f_bfree = data.f_bavail = statfs.blocks_free
+        data.f_files = statfs.files
+        data.f_ffree = data.f_favail = statfs.files_free
+        data.f_namemax = statfs.name_max
+        return data
+
+
+class Faults:
+    """Counts and logs the exceptions that no handler should have raised."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.count = 0
+        self._monotonic = monotonic
+        self._logged_at: dict[tuple[str, type[Exception]], float] = {}
+
+    def note(self, handler: str, exc: Exception) -> None:
+        self.count += 1
+        kind = (handler, type(exc))
+        now = self._monotonic()
+        last = self._logged_at.get(kind)
+        if last is not None and now - last < FAULT_LOG_INTERVAL_S:
+            return
+        if last is None and len(self._logged_at) >= FAULT_KINDS_MAX:
+            return
+        self._logged_at[kind] = now
+        log.error("%s failed, the caller got EIO (%d so far)", handler, self.count, exc_info=exc)
+
+
+class HasFaults(Protocol):
+    """What a class with wrapped handlers provides."""
+
+    faults: Faults
+
+
+S = TypeVar("S", bound=HasFaults)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _errno_for(handler: str, faults: Faults, exc: Exception) -> int:
+    if isinstance(exc, FsError):
+        return exc.errno
+    faults.note(handler, exc)
+    return errno.EIO
+
+
+def atomic(
+    function: Callable[Concatenate[S, P], R],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """Make a handler of a plain function: it never awaits (invariants 2 and 3)."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as exc:
+            raise pyfuse3.FUSEError(_errno_for(name, self.faults, exc)) from None
+
+    return handler
+
+
+def awaiting(
+    function: Callable[Concatenate[S, P], Awaitable[R]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """Make a handler of a coroutine function that may wait (invariants 2 and 3)."""
+    name = getattr(function, "__name__", "handler")
+
+    @functools.wraps(function)
+    async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await function(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as exc:
+            raise pyfuse3.FUSEError(_errno_for(name, self.faults, exc)) from None
+
+    return handler

@@ -1,0 +1,101 @@
+"""The fuse layer alone, over a real filesystem on a real cache, in a process of its own.
+
+`python -m tests.support.fuse_child JSON --ready-fd N`, where JSON has mountpoint, cache, and maybe
+allow_other, uid_map, gid_map, quota_bytes, adaptive_wait_us, faulty. With `faulty`, names that
+start with `fault-` make the filesystem raise what no filesystem should.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from s3ws_fs.cache.cache import Identity, open_cache
+from s3ws_fs.cache.durability import Durability
+from s3ws_fs.core.types import Attr, Cred, NeedExtents
+from s3ws_fs.daemon import logs
+from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.fuse import mount
+from s3ws_fs.fuse.operations import Operations
+from s3ws_fs.fuse.translate import IdMap
+
+
+class FaultyFileSystem(FileSystem):
+    """Raises for certain names."""
+
+    def lookup(self, parent: int, name: bytes) -> Attr:
+        if name == b"fault-lookup":
+            raise ZeroDivisionError
+        return super().lookup(parent, name)
+
+    def create(self, parent: int, name: bytes, mode: int, cred: Cred) -> Attr:
+        if name == b"fault-create":
+            raise KeyError(name)
+        return super().create(parent, name, mode, cred)
+
+    def forget(self, ino: int) -> None:
+        super().forget(ino)
+        raise RuntimeError("forget")
+
+    def write(self, ino: int, offset: int, data: bytes | memoryview) -> int | NeedExtents:
+        if bytes(data) == b"fault-write":
+            raise MemoryError
+        return super().write(ino, offset, data)
+
+
+async def run(options: dict[str, Any], ready_fd: int) -> None:
+    cache = open_cache(
+        Path(options["cache"]),
+        Identity("test/", "test"),
+        quota_bytes=options.get("quota_bytes", 500 << 20),
+        now_ns=time.time_ns,
+    )
+    kind = FaultyFileSystem if options.get("faulty") else FileSystem
+    with cache:
+        fs = kind(
+            cache,
+            quota_bytes=options.get("quota_bytes", 500 << 20),
+            quota_inodes=options.get("quota_inodes", 1_000_000),
+        )
+        fs.make_root(uid=os.getuid(), gid=os.getgid(), mode=0o755)
+        operations = Operations(
+            fs,
+            fetch=_no_fetch,
+            wait_durable=Durability(cache).ensure,
+            uids=IdMap(options.get("uid_map", ())),
+            gids=IdMap(options.get("gid_map", ())),
+        )
+        allow_other = options.get("allow_other", os.geteuid() == 0)
+        with mount.mounted(operations, options["mountpoint"], allow_other=allow_other) as ours:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_announce, operations, ready_fd)
+                nursery.start_soon(_obey, ours)
+                await mount.serve(adaptive_wait_us=options.get("adaptive_wait_us", 40))
+                nursery.cancel_scope.cancel()
+
+
+async def _no_fetch(need: NeedExtents) -> None:
+    raise AssertionError(need)
+
+
+async def _announce(operations: Operations, ready_fd: int) -> None:
+    await operations.started.wait()
+    os.write(ready_fd, b'{"event":"ready"}\n')
+    os.close(ready_fd)
+
+
+async def _obey(ours: mount.Mount) -> None:
+    with trio.open_signal_receiver(15) as signals:
+        async for _ in signals:
+            await mount.unmount(ours, grace_s=10)
+
+
+if __name__ == "__main__":
+    logs.set_up("info", "text")
+    trio.run(run, json.loads(sys.argv[1]), int(sys.argv[3]))
