@@ -1,0 +1,1 @@
+"""The process behind one mount: puts the parts together, and ends them in the right order."""

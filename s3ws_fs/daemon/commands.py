@@ -1,0 +1,184 @@
+"""What the daemon does for the control socket: status, sync, unmount; and who looks on meanwhile.
+
+Invariants
+1. `unmount` answers when all is over: everything saved, or a ReplyError with the list of what is
+   not. A busy mount is refused (exit code 11) and stays as it is.
+2. An onlooker never delays anything: one that reads slowly misses events.
+
+Called by `daemon.daemon`; the handlers by `control.server`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from s3ws_fs.control import server
+from s3ws_fs.control.wire import ReplyError
+from s3ws_fs.core.config import INTERVAL_S_MAX
+from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.daemon.parts import status_document
+from s3ws_fs.fuse import mount, table
+
+if TYPE_CHECKING:
+    from s3ws_fs.daemon.daemon import Daemon
+
+FOLLOW_QUEUE_MAX: Final = 256
+"""Progress events that wait for one onlooker; a slow one misses the newer ones."""
+
+USERS_LISTED_MAX: Final = 5
+"""Programs that an answer names as those who keep the mount busy."""
+
+UNSAVED_LISTED_MAX: Final = 1000
+"""Paths that an answer names; the count says how many there are."""
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a mount ended. `unsaved`: paths that are not in the bucket as they are in the cache."""
+
+    exit_code: ExitCode
+    message: str = ""
+    unsaved: list[str] = field(default_factory=list)
+
+    def answer(self) -> Event:
+        """What `unmount` answers. Raises ReplyError when not everything is saved."""
+        if self.exit_code is ExitCode.OK:
+            return {"saved": True}
+        raise ReplyError(
+            self.message,
+            remedy="mount the workspace again with the same settings: it goes on saving",
+            exit_code=self.exit_code,
+            details={
+                "unsaved": self.unsaved[:UNSAVED_LISTED_MAX],
+                "unsaved_count": len(self.unsaved),
+            },
+        )
+
+
+class Followers:
+    """Those who want to see progress."""
+
+    def __init__(self) -> None:
+        self._channels: set[trio.MemorySendChannel[Event]] = set()
+        self._closed = False
+
+    def say(self, event: Event) -> None:
+        """Pass an event on to all of them, now or never."""
+        for channel in self._channels:
+            with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):
+                channel.send_nowait(event)
+
+    async def follow(self, emit: server.Emit) -> None:
+        """Pass events on to `emit` until `close`."""
+        send, receive = trio.open_memory_channel[Event](FOLLOW_QUEUE_MAX)
+        if self._closed:
+            return
+        self._channels.add(send)
+        try:
+            async for event in receive:
+                await emit(event)
+        finally:
+            self._channels.discard(send)
+
+    def close(self) -> None:
+        """There will be no more events."""
+        self._closed = True
+        for channel in self._channels:
+            channel.close()
+
+
+class Commands:
+    """The handlers of one daemon."""
+
+    def __init__(self, life: Daemon) -> None:
+        self._life = life
+        self.answering = 0
+        """How many `unmount` requests wait for the end."""
+
+    def handlers(self) -> dict[str, server.Handler]:
+        """By command."""
+        return {"status": self._status, "sync": self._sync, "unmount": self._unmount}
+
+    async def _status(self, args: Event, emit: server.Emit) -> Event:
+        life = self._life
+        if life.parts is None:
+            raise UserError(
+                "the daemon is ending" if life.outcome else "the daemon is starting",
+                remedy="ask again in a moment",
+                exit_code=ExitCode.NOT_MOUNTED,
+            )
+        return status_document(
+            life.config,
+            life.parts,
+            state=life.state,
+            uptime_s=time.monotonic() - life.started_s,
+            faults=life.faults(),
+        )
+
+    async def _sync(self, args: Event, emit: server.Emit) -> Event:
+        life = self._life
+        if life.parts is None or life.state == "restoring":
+            raise UserError(
+                "the workspace is not mounted yet",
+                remedy="try again when it is",
+                exit_code=ExitCode.NOT_MOUNTED,
+            )
+        if life.mount is not None:
+            await mount.write_back(life.mount)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(life.followers.follow, emit)
+            result: Event = await life.parts.replica.sync(life.progress)
+            nursery.cancel_scope.cancel()
+        return result
+
+    async def _unmount(self, args: Event, emit: server.Emit) -> Event:
+        life = self._life
+        self.answering += 1
+        try:
+            if life.mount is not None:
+                await self._umount(life.mount, args)
+            elif life.state == "restoring":
+                life.request_stop()
+            await life.followers.follow(emit)
+            await life.finished.wait()
+        finally:
+            self.answering -= 1
+        if life.outcome is None:
+            raise UserError("the daemon ended by an error of its own", remedy="see its log")
+        return life.outcome.answer()
+
+    async def _umount(self, ours: mount.Mount, args: Event) -> None:
+        mountpoint = ours.mountpoint
+        grace_s = args.get("grace_s", 0.0)
+        if not isinstance(grace_s, int | float) or not 0 <= grace_s <= INTERVAL_S_MAX:
+            raise UserError("grace_s is not a number of seconds", exit_code=ExitCode.USAGE)
+        try:
+            await mount.unmount(ours, grace_s=float(grace_s))
+        except mount.MountBusyError:
+            raise UserError(
+                f"{mountpoint} is in use by {users_text(mountpoint)}; it stays mounted",
+                remedy="end those programs (or leave the directory), then unmount again",
+                exit_code=ExitCode.BUSY,
+            ) from None
+        except OSError as exc:
+            raise UserError(f"{mountpoint} can't be unmounted: {exc}") from exc
+
+
+def users_text(mountpoint: str) -> str:
+    """Who keeps the mount busy, for a message."""
+    users = table.users(mountpoint, USERS_LISTED_MAX)
+    return ", ".join(f"{name} (pid {pid})" for pid, name in users) or "a program not visible"
+
+
+def only_error(exc: BaseException) -> BaseException:
+    """What a nursery wrapped: groups of one are opened."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc

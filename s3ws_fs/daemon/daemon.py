@@ -1,0 +1,342 @@
+"""One mount from its start to its end: the composition root.
+
+    restoring    cache open, control socket answers, replica restores the workspace or verifies it
+    ready        mounted and serving
+    unmounting   asked to stop (signal, control `unmount`) or the mount went (umount(8)): last flush
+
+Invariants
+1. The mount appears only when the workspace is whole, and nothing is flushed before.
+2. Every way to the end is the same end: no more requests → final flush → cache closed → exit code.
+   It is 0 only when all that was acknowledged is sealed and mirrored.
+3. A fault in a service (flusher, hydrator, timer) never takes the mount away: it is logged, and the
+   service starts again after a pause.
+4. When the mount is still in use at the end of a signal's grace: flush, refuse changes, flush
+   again, detach. So what any program was told is written, is saved.
+5. An upward need of a lower layer is a callable that is passed in here.
+
+Called by the daemon's entry (`__main__`) and its tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from s3ws_fs import __version__
+from s3ws_fs.cache.cache import Cache, open_cache
+from s3ws_fs.control import logfile, registry, server
+from s3ws_fs.core.config import MountConfig
+from s3ws_fs.core.errors import ExitCode, FormatError, UserError
+from s3ws_fs.daemon.commands import Commands, Event, Followers, Outcome, only_error, users_text
+from s3ws_fs.daemon.parts import Parts, identity
+from s3ws_fs.fuse import mount
+from s3ws_fs.fuse.operations import Operations
+from s3ws_fs.fuse.translate import IdMap
+
+log = logging.getLogger(__name__)
+
+RESTART_PAUSE_S: Final = 1.0
+RESTART_PAUSE_MAX_S: Final = 60.0
+"""A service that fails again and again is started again after 1, 2, 4, … seconds."""
+
+LOG_CAP_INTERVAL_S: Final = 60.0
+
+ANSWER_TIME_S: Final = 5.0
+"""How long the end waits for the answers to those who asked for it."""
+
+ANSWER_POLL_S: Final = 0.02
+
+Report = Callable[[Event], None]
+
+
+class Daemon:
+    """A mount's life. `report` hands events to whoever started the daemon; it must not block."""
+
+    def __init__(self, config: MountConfig, report: Report, *, log_path: str | None = None) -> None:
+        self.config = config
+        self._report_start = report
+        self._log_path = log_path
+        self.state = "restoring"
+        self.started_s = time.monotonic()
+        self._stop = trio.Event()
+        self._preparing = trio.CancelScope()
+        self._given_up = trio.Event()
+        self.mount: mount.Mount | None = None
+        self.finished = trio.Event()
+        self.outcome: Outcome | None = None
+        self.followers = Followers()
+        self.parts: Parts | None = None
+        self._commands = Commands(self)
+        self._operations: Operations | None = None
+
+    # --- the whole life --------------------------------------------------------------------
+
+    async def run(self) -> Outcome:
+        """Live. Raises UserError when the mount never came to be."""
+        config = self.config
+        mount.check_mountpoint(config.mountpoint)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey, signals)
+                path = registry.socket_path(config.runtime_dir, config.mountpoint)
+                await nursery.start(server.serve, path, self._commands.handlers())
+                try:
+                    self.outcome = await self._with_cache()
+                except UserError as exc:
+                    self.outcome = Outcome(exc.exit_code, exc.message)
+                    raise
+                finally:
+                    await self._answer_all()
+                    nursery.cancel_scope.cancel()
+        return self.outcome
+
+    async def _with_cache(self) -> Outcome:
+        config = self.config
+        cache = open_cache(
+            Path(config.workspace_cache_dir),
+            identity(config),
+            quota_bytes=config.max_size_bytes,
+            now_ns=time.time_ns,
+        )
+        log.info("cache %s: %s", cache.directory, cache.recovery)
+        before = self._entry_before()
+        info = registry.MountInfo.for_this_process(
+            config, log_path=self._log_path, version=__version__
+        )
+        registry.write(config.runtime_dir, info)
+        try:
+            outcome = await self._with_services(cache)
+        except UserError:
+            if before is None:
+                registry.remove(config.runtime_dir, config.mountpoint, pid=info.pid)
+            else:
+                registry.write(config.runtime_dir, before)
+            raise
+        finally:
+            self.parts = None
+            cache.close()
+        if outcome.exit_code is ExitCode.OK:
+            registry.remove(config.runtime_dir, config.mountpoint, pid=info.pid)
+        return outcome
+
+    def _entry_before(self) -> registry.MountInfo | None:
+        """What the registry says of the mount before this one, to be put back if we fail."""
+        try:
+            return registry.read(self.config.runtime_dir, self.config.mountpoint)
+        except FormatError as exc:
+            log.warning("damaged registry entry replaced: %s", exc)
+            return None
+
+    def faults(self) -> int:
+        """How many requests of the kernel ended in EIO by a fault of ours."""
+        return 0 if self._operations is None else self._operations.faults.count
+
+    def request_stop(self) -> None:
+        """Come to the end: unmount, final flush, exit."""
+        self._stop.set()
+        self._preparing.cancel()
+
+    async def _with_services(self, cache: Cache) -> Outcome:
+        result: Outcome | UserError
+        async with trio.open_nursery() as nursery:
+            self.parts = Parts.make(self.config, cache)
+            try:
+                result = await self._live(self.parts, nursery)
+            except UserError as exc:
+                # Carried out by hand: a nursery would wrap it in a group.
+                result = exc
+            finally:
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await self.parts.replica.worker.close()
+        if isinstance(result, UserError):
+            raise result
+        return result
+
+    async def _live(self, parts: Parts, services: trio.Nursery) -> Outcome:
+        """Restore, serve, flush. The cache stays open behind it."""
+        await self._prepare(parts)
+        for name, service in parts.services(self.config).items():
+            services.start_soon(_keep_running, name, service)
+        services.start_soon(_keep_running, "log cap", self._cap_log)
+        try:
+            await self._serve(parts)
+        except UserError:
+            raise
+        except Exception:
+            # The mount is gone, but what it acknowledged is in the cache: save it first.
+            log.exception("serving the mount failed")
+            outcome = await self._final_flush(parts)
+            return Outcome(
+                outcome.exit_code or ExitCode.INTERNAL, "serving the mount failed", outcome.unsaved
+            )
+        return await self._final_flush(parts)
+
+    async def _prepare(self, parts: Parts) -> None:
+        with self._preparing:
+            if self._stop.is_set():
+                self._preparing.cancel()
+            await parts.replica.prepare(self.progress)
+            config = self.config
+            parts.fs.make_root(uid=config.root_uid, gid=config.root_gid, mode=config.root_mode)
+            parts.fs.drop_orphans_at_mount()
+        if self._preparing.cancelled_caught:
+            raise UserError(
+                "stopped before the mount was ready",
+                remedy="nothing was changed in the bucket; mount again",
+            )
+
+    async def _serve(self, parts: Parts) -> None:
+        config = self.config
+        operations = Operations(
+            parts.fs,
+            fetch=parts.replica.fetch,
+            wait_durable=parts.durability.ensure,
+            uids=IdMap(config.uid_map),
+            gids=IdMap(config.gid_map),
+        )
+        self._operations = operations
+        allow_other = config.allow_other
+        with mount.mounted(operations, config.mountpoint, allow_other=allow_other) as ours:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._announce, operations, ours)
+                    nursery.start_soon(_keep_running, "hydrator", parts.replica.hydrate)
+                    nursery.start_soon(self._leave_when_asked, parts, operations, ours, nursery)
+                    await mount.serve(adaptive_wait_us=config.adaptive_wait_us)
+                    nursery.cancel_scope.cancel()
+            finally:
+                self.mount = None
+        log.info("the mount is gone")
+
+    async def _announce(self, operations: Operations, ours: mount.Mount) -> None:
+        await operations.started.wait()
+        self.mount = ours
+        self.state = "ready"
+        log.info("mounted on %s", self.config.mountpoint)
+        self._report_start({"event": "ready", "pid": os.getpid()})
+
+    # --- the end ---------------------------------------------------------------------------
+
+    async def _obey(self, signals: Any) -> None:
+        async for number in signals:
+            name = signal.Signals(number).name
+            if self._stop.is_set() and self.state == "unmounting":
+                log.warning("%s again: giving up on the final flush", name)
+                self._given_up.set()
+            else:
+                log.info("%s: unmounting", name)
+                self.request_stop()
+
+    async def _leave_when_asked(
+        self, parts: Parts, operations: Operations, ours: mount.Mount, nursery: trio.Nursery
+    ) -> None:
+        await self._stop.wait()
+        await operations.started.wait()
+        try:
+            await mount.unmount(ours, grace_s=self.config.unmount_grace_s)
+            return
+        except mount.MountBusyError:
+            users = users_text(ours.mountpoint)
+            log.warning("still in use after %g s: %s", self.config.unmount_grace_s, users)
+        except OSError as exc:
+            log.error("unmounting failed: %s", exc)
+        self.state = "unmounting"
+        await self._save_what_is_there(parts, ours)
+        operations.refuse_changes()
+        try:
+            await mount.detach(ours)
+        except OSError as exc:
+            log.error("detaching failed: %s", exc)
+        nursery.cancel_scope.cancel()
+
+    async def _save_what_is_there(self, parts: Parts, ours: mount.Mount) -> None:
+        """Most of the final flush, while programs still use the mount. Never raises."""
+        try:
+            await mount.write_back(ours)
+            async with self._unless_given_up():
+                await parts.replica.sync(self.progress)
+        except Exception as exc:
+            log.warning("flush before detaching failed: %s", exc)
+
+    @contextlib.asynccontextmanager
+    async def _unless_given_up(self) -> AsyncIterator[None]:
+        """The block ends early, without an error, when a second signal says so."""
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await self._given_up.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _final_flush(self, parts: Parts) -> Outcome:
+        """Save the rest. Never raises: whatever happens, the end says what is not saved."""
+        self.state = "unmounting"
+        unsaved: list[str] | None = None
+        code, why = ExitCode.NOT_SAVED, ""
+        try:
+            async with self._unless_given_up():
+                unsaved = await parts.replica.final_flush(self.progress)
+        except Exception as exc:
+            error = only_error(exc)
+            log.error("the final flush failed", exc_info=error)
+            why = f": {error}"
+            if isinstance(error, UserError):
+                code = error.exit_code
+        if unsaved is None:
+            unsaved = parts.unsaved()
+        if not unsaved and not why:
+            log.info("everything is saved")
+            return Outcome(ExitCode.OK)
+        log.error("%d paths are not saved: %s", len(unsaved), ", ".join(unsaved[:20]))
+        message = f"{len(unsaved)} paths are not saved, the cache keeps them{why}"
+        return Outcome(code, message, unsaved)
+
+    async def _answer_all(self) -> None:
+        """Let those who asked for the end hear how it was, before the socket goes."""
+        self.finished.set()
+        self.followers.close()
+        with trio.move_on_after(ANSWER_TIME_S):
+            while self._commands.answering:
+                await trio.sleep(ANSWER_POLL_S)
+            await trio.sleep(ANSWER_POLL_S)
+
+    def progress(self, event: Event) -> None:
+        """Hand a progress event to the launcher and to whoever looks on. Never waits."""
+        event = {"event": "progress", **event}
+        if self.state == "restoring":
+            self._report_start(event)
+        self.followers.say(event)
+
+    async def _cap_log(self) -> None:
+        while self._log_path is not None:
+            logfile.cap(sys.stderr.fileno(), self._log_path)
+            await trio.sleep(LOG_CAP_INTERVAL_S)
+
+
+async def _keep_running(name: str, service: Callable[[], Awaitable[None]]) -> None:
+    """Run a service until it returns; after a fault start it again (invariant 3)."""
+    pause_s = RESTART_PAUSE_S
+    while True:
+        started = trio.current_time()
+        try:
+            await service()
+            return
+        except Exception:
+            log.exception("%s failed; it starts again in %.0f s", name, pause_s)
+        if trio.current_time() - started > RESTART_PAUSE_MAX_S:
+            pause_s = RESTART_PAUSE_S
+        await trio.sleep(pause_s)
+        pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)

@@ -1,0 +1,99 @@
+"""What a daemon is put together from, and the status document over all of it.
+
+Invariants
+1. The parts know each other only by the callables given to them here.
+2. The status document is made from memory and one short read transaction: it never waits.
+
+Called by `daemon.daemon`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from s3ws_fs import __version__
+from s3ws_fs.cache.cache import Cache, Identity
+from s3ws_fs.cache.durability import Durability
+from s3ws_fs.core.config import MountConfig
+from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.replica import report
+from s3ws_fs.replica.replicator import Replicator
+
+
+def identity(config: MountConfig) -> Identity:
+    """What the cache of this mount belongs to: not the endpoint, which may move."""
+    store = config.store
+    place = store.path if store.type == "local" else store.bucket
+    return Identity(prefix=config.workspace.prefix, store=f"{store.type}:{place}")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of one mount over one open cache."""
+
+    cache: Cache
+    durability: Durability
+    fs: FileSystem
+    replica: Replicator
+
+    @classmethod
+    def make(cls, config: MountConfig, cache: Cache) -> Parts:
+        durability = Durability(cache)
+        replica = Replicator(config, cache, durability)
+        fs = FileSystem(
+            cache,
+            quota_bytes=config.max_size_bytes,
+            quota_inodes=config.max_inodes,
+            on_change=replica.notify,
+        )
+        return cls(cache, durability, fs, replica)
+
+    def unsaved(self) -> list[str]:
+        """Paths of what is not sealed or not mirrored, sorted."""
+        return report.unsaved(self.cache)
+
+    def services(self, config: MountConfig) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What runs until the end, by name (the hydrator ends with the mount)."""
+        return {
+            "flusher": self.replica.run,
+            "sync points": partial(self.durability.run, config.sync_point_interval_s),
+        }
+
+
+def status_document(
+    config: MountConfig, parts: Parts, *, state: str, uptime_s: float, faults: int
+) -> dict[str, Any]:
+    """What `status` shows. The replica's fragments overlay what is said here."""
+    cache = parts.cache
+    head = cache.head
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "mountpoint": config.mountpoint,
+        "state": state,
+        "workspace": {
+            "user_id": config.workspace.user_id,
+            "conversation_id": config.workspace.conversation_id,
+            "prefix": config.workspace.prefix,
+        },
+        "store": {"type": config.store.type, "location": config.store.location},
+        "quota": {
+            "used_bytes": head.used_bytes,
+            "max_bytes": config.max_size_bytes,
+            "used_inodes": head.inodes,
+            "max_inodes": config.max_inodes,
+        },
+        "cache": {
+            "path": config.workspace_cache_dir,
+            "file_bytes": cache.file_bytes(),
+            "opened": cache.recovery,
+            "sync_point_error": parts.durability.last_error,
+        },
+        "faults": faults,
+        "uptime_s": round(uptime_s, 3),
+        **parts.replica.status(),
+    }
