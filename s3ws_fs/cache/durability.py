@@ -10,6 +10,7 @@ Called by the daemon (composition), which hands `ensure` to fuse (fsync) and rep
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import Final
 
@@ -23,6 +24,10 @@ BYTES_BETWEEN_MAX: Final = 32 << 20
 """Bytes of pages after which one is made early. While one stands, freed pages can't be used again:
 the file grows by what is committed between two (twice this, at worst)."""
 
+UNCOVERED_BYTES_MAX: Final = 512 << 20
+"""Bytes of pages beyond the newest sync point at which writers are held until there is a newer one:
+the disk is slower than they are, and the cache's map must not fill up meanwhile."""
+
 
 class Durability:
     """Makes sync points of a cache when asked, and now and then."""
@@ -31,6 +36,7 @@ class Durability:
         self._cache = cache
         self._lock = trio.Lock()
         self._kick = trio.Event()
+        self._under_way_bytes = 0
         self.last_error: str | None = None
         cache.on_bytes = self._on_bytes
 
@@ -49,7 +55,7 @@ class Durability:
     async def _make(self) -> None:
         points = self._cache.points
         pending = points.begin(self._cache.generation)
-        covered = self._cache.start_sync()
+        covered = self._under_way_bytes = self._cache.start_sync()
         try:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(points.write, pending)
@@ -58,8 +64,19 @@ class Durability:
             self._cache.uncovered_bytes += covered
             self.last_error = str(exc)
             raise FsError(errno.EIO, f"sync point failed: {exc}") from exc
+        finally:
+            self._under_way_bytes = 0
         points.finish(pending)
         self.last_error = None
+
+    async def hold(self) -> None:
+        """Wait while more than UNCOVERED_BYTES_MAX are beyond the newest sync point. Never raises.
+
+        When the disk fails, it is fsync that says so; work goes on until the cache is full.
+        """
+        if self._cache.uncovered_bytes + self._under_way_bytes > UNCOVERED_BYTES_MAX:
+            with contextlib.suppress(FsError):
+                await self.ensure()
 
     async def run(self, interval_s: float) -> None:
         """A sync point every `interval_s`, earlier after many bytes, while there is news."""

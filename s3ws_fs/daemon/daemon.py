@@ -212,7 +212,9 @@ class Daemon:
                     nursery.start_soon(self._announce, operations, ours)
                     nursery.start_soon(_keep_running, "hydrator", parts.replica.hydrate)
                     nursery.start_soon(self._leave_when_asked, parts, operations, ours, nursery)
-                    await mount.serve(adaptive_wait_us=config.adaptive_wait_us)
+                    await mount.serve(
+                        adaptive_wait_us=config.adaptive_wait_us, hold=parts.durability.hold
+                    )
                     nursery.cancel_scope.cancel()
             finally:
                 self.mount = None

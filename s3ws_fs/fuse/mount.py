@@ -22,7 +22,7 @@ import errno
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -174,9 +174,11 @@ def mounted(operations: Operations, mountpoint: str, *, allow_other: bool) -> It
                 _umount(mount, MNT_DETACH)
 
 
-async def serve(*, adaptive_wait_us: int) -> None:
+async def serve(
+    *, adaptive_wait_us: int, hold: Callable[[], Awaitable[None]] | None = None
+) -> None:
     """Answer requests until the mount is gone. Cancel to stop before that."""
-    wait = AdaptiveWait(adaptive_wait_us) if adaptive_wait_us > 0 else None
+    wait = AdaptiveWait(adaptive_wait_us, hold) if adaptive_wait_us > 0 else None
     with installed(wait):
         await pyfuse3.main(min_tasks=1, max_tasks=HANDLERS_MAX)
 

@@ -29,7 +29,7 @@ import os
 import select
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import pyfuse3
@@ -59,9 +59,14 @@ class _NoLock:
 
 
 class AdaptiveWait:
-    """The waiting of one pyfuse3 loop. spin_us 0 switches spinning off."""
+    """The waiting of one pyfuse3 loop. spin_us 0 switches spinning off.
 
-    def __init__(self, spin_us: int) -> None:
+    `hold` is awaited with every turn of the others: while it waits, no request is taken. So the
+    disk below can slow down those who write faster than it.
+    """
+
+    def __init__(self, spin_us: int, hold: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._hold = hold
         one_cpu = len(os.sched_getaffinity(0)) < 2
         self._spin_ns = 0 if one_cpu else spin_us * 1000
         self._pollers: dict[int, select.poll] = {}
@@ -94,6 +99,8 @@ class AdaptiveWait:
 
     async def _let_others_run(self, start_ns: int) -> int:
         """Passes of trio's loop, until one brings nothing or the time for it is over."""
+        if self._hold is not None:
+            await self._hold()
         before_ns = start_ns
         while True:
             await trio.lowlevel.checkpoint()

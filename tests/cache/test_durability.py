@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from s3ws_fs.cache.cache import COMMIT_PAGES_BYTES, Cache
-from s3ws_fs.cache.durability import BYTES_BETWEEN_MAX, Durability
+from s3ws_fs.cache.durability import BYTES_BETWEEN_MAX, UNCOVERED_BYTES_MAX, Durability
 from s3ws_fs.cache.syncpoint import Pending
 from s3ws_fs.core.errors import FsError
 from s3ws_fs.core.records import InodeRec
@@ -139,3 +139,45 @@ async def test_many_bytes_make_one_early(cache: Cache) -> None:
             while cache.points.durable_generation == before:
                 await trio.sleep(0.005)
         nursery.cancel_scope.cancel()
+
+
+async def test_writers_are_held_while_the_disk_is_behind(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durability = Durability(cache)
+    gate = Gate(cache, monkeypatch)
+    await durability.hold()
+    assert gate.writes == 0
+    cache.uncovered_bytes = UNCOVERED_BYTES_MAX
+    await durability.hold()
+    assert gate.writes == 0
+    change(cache)
+    passed = trio.Event()
+
+    async def writer() -> None:
+        await durability.hold()
+        passed.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer)
+        await trio.to_thread.run_sync(gate.began.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not passed.is_set()
+        gate.opened.set()
+        with trio.fail_after(20):
+            await passed.wait()
+
+
+async def test_a_failing_disk_holds_nobody(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    durability = Durability(cache)
+    change(cache)
+
+    def failing(_: Pending) -> None:
+        raise OSError(5, "disk gone")
+
+    monkeypatch.setattr(cache.points, "write", failing)
+    cache.uncovered_bytes = UNCOVERED_BYTES_MAX + 1
+    with trio.fail_after(20):
+        await durability.hold()
+    assert durability.last_error is not None
+    assert cache.uncovered_bytes > UNCOVERED_BYTES_MAX

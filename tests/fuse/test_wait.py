@@ -201,3 +201,22 @@ def test_nothing_is_installed_when_none_is_given() -> None:
     before = pyfuse3.trio  # type: ignore[attr-defined]
     with installed(None):
         assert pyfuse3.trio is before  # type: ignore[attr-defined]
+
+
+async def test_no_request_is_taken_while_held() -> None:
+    with _pair() as (ours, theirs), trio.fail_after(5):
+        held = trio.Event()
+        wait = AdaptiveWait(0, hold=held.wait)
+        taken = trio.Event()
+
+        async def serve() -> None:
+            await wait.wait_readable(ours.fileno())
+            taken.set()
+
+        theirs.send(b"x")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not taken.is_set()
+            held.set()
+            await taken.wait()
