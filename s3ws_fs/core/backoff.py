@@ -1,0 +1,103 @@
+"""When to flush: the debounce of a burst, and the wait after a failure. Pure; time is an argument.
+
+Rules
+    normal      flush once nothing changed for `min_s`
+    burst       above BURST_CHANGES_PER_S changes a second, at most once a step, the quiet time
+                doubles, up to `max_s`
+    calm        a flush interval below the rate brings the quiet time back to `min_s`
+    bound       however busy it is, the oldest dirt is flushed at the latest `max_s` after it arose
+    failure     RETRY_MIN_S doubling up to RETRY_MAX_S; half of each is fixed, half random
+
+Invariants
+1. `due_s` is never later than oldest dirt + max_s while the store answers.
+2. `due_s` never lies before the last change + min_s unless invariant 1 forces it.
+3. No clock and no randomness of its own: the same calls give the same answers.
+
+Called by replica.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+BURST_CHANGES_PER_S: Final = 10.0
+RATE_WINDOW_S: Final = 1.0
+"""Changes are counted in windows of this length; a window above the rate doubles the quiet time."""
+RETRY_MIN_S: Final = 0.5
+RETRY_MAX_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class Debounce:
+    """Debounce policy. All times are seconds of one monotonic clock."""
+
+    min_s: float
+    max_s: float
+    quiet_s: float = 0.0
+    oldest_s: float | None = None
+    last_s: float = 0.0
+    _window_start_s: float = 0.0
+    _window_changes: int = 0
+    _window_doubled: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_s <= self.max_s:
+            raise ValueError("the debounce's minimum must not exceed its maximum")
+        self.quiet_s = self.min_s
+
+    def changed(self, now_s: float, count: int = 1, oldest_s: float | None = None) -> None:
+        """`count` changes happened up to now; `oldest_s` when the dirt is older than this call."""
+        first = now_s if oldest_s is None else min(oldest_s, now_s)
+        self.oldest_s = first if self.oldest_s is None else min(self.oldest_s, first)
+        self.last_s = now_s
+        self._roll(now_s)
+        self._window_changes += count
+        if self._window_changes > BURST_CHANGES_PER_S * RATE_WINDOW_S and not self._window_doubled:
+            self._window_doubled = True
+            self.quiet_s = min(max(self.quiet_s * 2, self.min_s), self.max_s)
+
+    def _roll(self, now_s: float) -> None:
+        elapsed = now_s - self._window_start_s
+        if 0 <= elapsed < RATE_WINDOW_S:
+            return
+        calm = not self._window_doubled or elapsed >= 2 * RATE_WINDOW_S
+        if calm:
+            self.quiet_s = self.min_s
+        self._window_start_s = now_s
+        self._window_changes = 0
+        self._window_doubled = False
+
+    def due_s(self) -> float | None:
+        """When the next flush is due; None while nothing is dirty."""
+        if self.oldest_s is None:
+            return None
+        return min(self.last_s + self.quiet_s, self.oldest_s + self.max_s)
+
+    def frozen(self, now_s: float) -> None:
+        """A freeze took everything up to now: what changes later is new dirt."""
+        self.oldest_s = None
+        self._roll(now_s)
+
+    def restore_dirt(self, oldest_s: float) -> None:
+        """A flush failed: its dirt is still there, as old as it was."""
+        self.oldest_s = oldest_s if self.oldest_s is None else min(self.oldest_s, oldest_s)
+
+
+@dataclass(slots=True)
+class Retry:
+    """Exponential wait after failures."""
+
+    min_s: float = RETRY_MIN_S
+    max_s: float = RETRY_MAX_S
+    failures: int = 0
+
+    def failed(self, random01: float) -> float:
+        """One more failure: seconds to wait; `random01` in [0, 1) is the caller's randomness."""
+        span = min(self.max_s, self.min_s * 2.0 ** min(self.failures, 32))
+        self.failures += 1
+        return span / 2 + span / 2 * random01
+
+    def worked(self) -> None:
+        """It worked: the next failure starts small again."""
+        self.failures = 0
