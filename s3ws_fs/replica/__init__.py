@@ -1,0 +1,1 @@
+"""Keeps the bucket in step with the cache: restore, flush, mirror, fetch, hydrate."""

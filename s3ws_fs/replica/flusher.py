@@ -1,0 +1,272 @@
+"""One flush: freeze → sync point → ship and seal → forget; then the mirror behind it.
+
+Invariants
+1. A sync point covers G before G is sealed: a power cut can't leave a cache older than the bucket.
+2. Dirt is forgotten only after its seal, record by record at the generation that was sealed.
+3. After any error what is sealed is forgotten and learnt from the bucket again: a flush whose
+   answer was lost is found there as our own (position.compare).
+4. Once fenced, nothing is ever written to the bucket again by this mount.
+5. Every loop here is in bounded pieces with a checkpoint between: requests are served meanwhile.
+
+Called by replicator.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.core import keys
+from s3ws_fs.core.config import MountConfig
+from s3ws_fs.core.errors import S3wsError, TransientError
+from s3ws_fs.core.types import SELF_OBJECT
+from s3ws_fs.replica import position
+from s3ws_fs.replica.position import Sealed
+from s3ws_fs.transfer import wire
+from s3ws_fs.transfer.client import WorkerClient
+from s3ws_fs.transfer.spool import RecordsFile, open_records
+
+CHECKPOINT_EVERY_SEGMENTS: Final = 64
+CHECKPOINT_EVERY_BYTES: Final = 256 << 20
+"""A checkpoint is due after so many segments, or bytes of segments, since the last."""
+RECORD_BATCH: Final = 1000
+UNMIRRORED_LISTED_MAX: Final = 1000
+SHIP_SILENCE_S: Final = 3600.0
+"""A blob may take this long on a slow line; the worker says something after each."""
+MIRROR_SILENCE_S: Final = 3600.0
+"""A large object may take this long before the mirror says anything."""
+
+_SELF: Final = keys.pack_u64(SELF_OBJECT)
+
+
+@dataclass(slots=True)
+class Pass:
+    """How a mirror pass ended."""
+
+    stopped: bool = False
+    error: Exception | None = None
+    written: int = 0
+
+
+class Flusher:
+    """Seals and mirrors. `state` is what status shows; `on_state` is told of changes."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        worker: WorkerClient,
+        config: MountConfig,
+        ensure: Callable[[int], Awaitable[None]],
+    ) -> None:
+        self._cache = cache
+        self._worker = worker
+        self._config = config
+        self._ensure = ensure
+        self._sealed: Sealed | None = None
+        self._segments = 0
+        self._segment_bytes = 0
+        self.state = "idle"
+        self.fenced: wire.FencedError | None = None
+        self.sealed_generation = 0
+        self.mirrored_generation = 0
+        self.last_sealed_s: float | None = None
+        self.unmirrored: dict[int, tuple[str, str]] = {}
+        self.conflicts: dict[str, str] = {}
+        self.conflict_inos = 0
+        self.checkpoint_error: str | None = None
+
+    def load(self) -> None:
+        """Take over what the cache remembers (after prepare)."""
+        self.sealed_generation = Sealed.from_json(self._cache.get_json("sealed")).generation
+        self.mirrored_generation = self._cache.get_json("mirrored") or 0
+        listed = self._cache.get_json("unmirrored") or []
+        self.unmirrored = {ino: (path, why) for ino, path, why in listed}
+
+    async def flush(self) -> tuple[str, bool]:
+        """Freeze and seal what is dirty; returns the flush's id and whether the mirror has work.
+
+        Raises StoreError, FormatError, FencedError, FsError; then nothing was forgotten.
+        """
+        if self.fenced is not None:
+            raise self.fenced
+        try:
+            return await self._flush()
+        except wire.FencedError as exc:
+            self.fenced = exc
+            self._sealed = None
+            raise
+        except wire.OwnSealError as exc:
+            self._sealed = None
+            raise TransientError("seal", "journal", str(exc)) from exc
+        except BaseException:
+            self._sealed = None
+            raise
+        finally:
+            self.state = "idle"
+
+    async def _flush(self) -> tuple[str, bool]:
+        sealed = await self._learn()
+        flush_id = uuid.uuid4().hex
+        number = sealed.number + 1
+        due = (
+            self._segments + 1 >= CHECKPOINT_EVERY_SEGMENTS
+            or self._segment_bytes >= CHECKPOINT_EVERY_BYTES
+        )
+        self.state = "freezing"
+        freeze_ns = self._cache.now_ns()
+        ask = {
+            "workspace": self._cache.get_json("workspace"),
+            "writer": position.writer_id(self._cache),
+            "host": position.host_name(),
+            "flush_id": flush_id,
+            "number": number,
+            "prev_hash": sealed.hash,
+            "mirrored": self.mirrored_generation,
+            "created_ns": freeze_ns,
+            "checkpoint": due,
+            "prefix_bytes": len(self._config.workspace.prefix),
+        }
+        frozen = await self._worker.ask("freeze", freeze=ask)
+        generation = frozen["generation"]
+        if frozen["seal"]:
+            self.state = "shipping"
+            await self._ensure(generation)
+            await self._worker.ask("seal", flush_id=flush_id, deadline_s=SHIP_SILENCE_S)
+            self.state = "sealing"
+            path = Path(frozen["segment"])
+            segment = open_records(path, f"segment {number}", whole=True)
+            await self._forget(segment, number, generation, freeze_ns)
+            self._sealed = Sealed(number, frozen["header_hash"], generation)
+            position.remember(self._cache, self._sealed)
+            self.last_sealed_s = trio.current_time()
+            self._segments += 1
+            self._segment_bytes += frozen["segment_bytes"]
+        self.sealed_generation = generation
+        if frozen["checkpoint"]:
+            await self._checkpoint(flush_id)
+        return flush_id, bool(frozen["todo"])
+
+    async def _learn(self) -> Sealed:
+        """Where the bucket stands; asked again after every error."""
+        if self._sealed is not None:
+            return self._sealed
+        state = await self._worker.ask("survey")
+        if position.compare(self._cache, state, position.writer_id(self._cache)) != position.SAME:
+            raise wire.FencedError(state["header"]["host"])
+        self._segments = state["segments"]
+        self._segment_bytes = state["segment_bytes"]
+        self._sealed = Sealed.from_json(self._cache.get_json("sealed"))
+        return self._sealed
+
+    async def _forget(
+        self, segment: RecordsFile, number: int, generation: int, freeze_ns: int
+    ) -> None:
+        own = keys.pack_u64(number)
+        for frame in segment.frames():
+            if frame.table != keys.T_CHUNKS or frame.tombs:
+                continue
+            items = (
+                (key, own + raw[8:] if raw[:8] == _SELF else raw)
+                for key, raw in zip(frame.keys, frame.values, strict=True)
+            )
+            while batch := list(islice(items, RECORD_BATCH)):
+                self._cache.record_locations(generation, batch)
+                await trio.lowlevel.checkpoint()
+        resume: bytes | None = b""
+        while resume is not None:
+            resume = self._cache.forget(generation, freeze_ns, resume)
+            await trio.lowlevel.checkpoint()
+
+    async def _checkpoint(self, flush_id: str) -> None:
+        """Put the checkpoint; after a failure a later flush makes one, nothing depends on it."""
+        try:
+            await self._worker.ask("checkpoint", flush_id=flush_id)
+        except S3wsError as exc:
+            self.checkpoint_error = str(exc)
+        else:
+            self.checkpoint_error = None
+            self._segments = 0
+            self._segment_bytes = 0
+
+    async def drop(self) -> None:
+        """Let the worker give up the freeze under way (the mirror has nothing to do)."""
+        await self._worker.ask("drop")
+
+    async def reconcile(self) -> None:
+        """Once after a restore: learn what stands in the mirror."""
+        if self._cache.get_json("mirror_known"):
+            return
+        self.state = "mirroring"
+
+        async def on_part(part: dict[str, Any], _: memoryview) -> None:
+            if "rows" in part:
+                self._cache.record_mirrored(wire.rows_from(part["rows"]), (), ())
+            else:
+                self._cache.add_mirror_todo(part["look_at"], self._cache.generation)
+
+        try:
+            prefix_bytes = len(self._config.workspace.prefix)
+            await self._worker.ask("reconcile", on_part, prefix_bytes=prefix_bytes)
+        finally:
+            self.state = "idle"
+        self._cache.put_json("mirror_known", True)
+
+    async def mirror(self, flush_id: str, progress: Callable[[int], None]) -> Pass:
+        """Bring files/ to what the flush froze. `progress` is told how many objects were written.
+
+        Raises StoreError when the worker could not be asked; failures of objects are in the result.
+        """
+        generation = self.sealed_generation
+        self.state = "mirroring"
+        written = 0
+
+        async def on_part(part: dict[str, Any], _: memoryview) -> None:
+            nonlocal written
+            if "done" in part:
+                done = [(ino, gen) for ino, gen in part["done"]]
+                self._cache.record_mirrored((), (), done)
+                for ino, _ in done:
+                    self.unmirrored.pop(ino, None)
+            elif "look_at" in part:
+                self._cache.add_mirror_todo(part["look_at"], generation)
+            else:
+                rows = wire.rows_from(part["rows"])
+                removed = [path.encode("latin-1") for path in part["removed"]]
+                self._cache.record_mirrored(rows, removed, ())
+                written += len(rows) + len(removed)
+                progress(written)
+
+        try:
+            result = await self._worker.ask(
+                "mirror", on_part, flush_id=flush_id, deadline_s=MIRROR_SILENCE_S
+            )
+        finally:
+            self.state = "idle"
+        self._note(result)
+        error = None if result["error"] is None else wire.error_from(result["error"])
+        if error is None and not result["stopped"] and not result["failed"]:
+            self.mirrored_generation = generation
+            self._cache.put_json("mirrored", generation)
+        return Pass(result["stopped"], error, result["written"])
+
+    def _note(self, result: dict[str, Any]) -> None:
+        for ino, path, why in result["unmirrored"]:
+            if len(self.unmirrored) < UNMIRRORED_LISTED_MAX:
+                self.unmirrored[ino] = (path, why)
+        listed = [[ino, path, why] for ino, (path, why) in self.unmirrored.items()]
+        if listed != (self._cache.get_json("unmirrored") or []):
+            self._cache.put_json("unmirrored", listed)
+        if not result["stopped"]:
+            self.conflicts = dict(result["conflicts"])
+            self.conflict_inos = result["conflict_inos"]
+
+    async def stop_mirror(self) -> None:
+        """End a mirror pass early: a flush is due."""
+        await self._worker.ask("stop-mirror")

@@ -1,0 +1,253 @@
+"""Cold bytes into the cache: for a reader who waits, and in the background.
+
+Invariants
+1. An extent is fetched once however many wait for it (single flight), and stored only if the inode
+   still names that location (Bookkeeping.store_fetched).
+2. A person's read goes first: the hydrator pauses while one is under way.
+3. A damaged extent is an error naming its path; it keeps nobody from the others.
+
+Called by replicator.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import trio
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.core import keys
+from s3ws_fs.core.backoff import Retry
+from s3ws_fs.core.errors import FormatError, FsError, S3wsError
+from s3ws_fs.core.extents import extent_count
+from s3ws_fs.core.types import Location, NeedExtents
+from s3ws_fs.transfer.client import WorkerClient
+
+log = logging.getLogger(__name__)
+
+FETCH_DEADLINE_S: Final = 60.0
+READ_AHEAD_EXTENTS: Final = 31
+"""Extents fetched along behind those a reader needs: a megabyte a request with them."""
+SCAN_KEYS: Final = 2000
+"""Chunk records looked at in one read transaction."""
+PIECE_EXTENTS: Final = 256
+"""Extents the hydrator asks for at once (8 MiB)."""
+PAUSE_S: Final = 0.05
+
+Item = tuple[int, int, Location]
+"""Inode, extent index, where its bytes stand."""
+
+
+@dataclass(eq=False)
+class _Flight:
+    """An extent on its way; `error` is set before `landed` when it did not arrive."""
+
+    landed: trio.Event
+    error: Exception | None = None
+
+
+class Hydrator:
+    """Fetches cold extents through the worker."""
+
+    def __init__(self, cache: Cache, worker: WorkerClient) -> None:
+        self._cache = cache
+        self._worker = worker
+        self._flights: dict[tuple[int, int, Location], _Flight] = {}
+        self._asked_for = 0
+        self.state = "none"
+        self.cold_bytes = 0
+        self.cold_files = 0
+        self.damaged: dict[str, str] = {}
+
+    async def fetch(self, need: NeedExtents) -> None:
+        """Bring these extents into the cache. Raises FsError EIO."""
+        self._asked_for += 1
+        try:
+            wanted = [(need.ino, index, loc) for index, loc in need.locations]
+            ahead = self._read_ahead(need)
+            await self._bring(wanted, ahead)
+        except (S3wsError, OSError) as exc:
+            path = self._path(need.ino)
+            log.warning("reading %s from the bucket failed: %s", path, exc)
+            if isinstance(exc, FormatError):
+                self.damaged[path] = str(exc)
+            raise FsError(errno.EIO, f"{path}: {exc}") from exc
+        finally:
+            self._asked_for -= 1
+
+    def _path(self, ino: int) -> str:
+        with self._cache.read() as view:
+            rec = view.inode(ino)
+            paths = [] if rec is None else view.paths_of(rec)
+        return os.fsdecode(paths[0]) if paths else f"inode {ino}"
+
+    def _read_ahead(self, need: NeedExtents) -> list[Item]:
+        first = need.locations[-1][0] + 1
+        found: list[Item] = []
+        with self._cache.read() as view:
+            rec = view.inode(need.ino)
+            last = 0 if rec is None else extent_count(rec.size)
+            for index in range(first, min(first + READ_AHEAD_EXTENTS, last)):
+                if view.extent(need.ino, index) is not None:
+                    break
+                loc = view.chunk(need.ino, index)
+                if loc is not None:
+                    found.append((need.ino, index, loc))
+        return found
+
+    async def _bring(self, wanted: list[Item], ahead: list[Item]) -> None:
+        """Fetch what is not on its way already, and wait for the rest of what is wanted."""
+        waiting = [self._flights[item] for item in wanted if item in self._flights]
+        mine = [item for item in (*wanted, *ahead) if item not in self._flights]
+        if any(item in mine for item in wanted):
+            await self._fly(mine)
+        for flight in waiting:
+            await flight.landed.wait()
+            if flight.error is not None:
+                raise flight.error
+
+    async def _fly(self, items: list[Item]) -> None:
+        flights = {item: _Flight(trio.Event()) for item in items}
+        self._flights.update(flights)
+        error: Exception | None = None
+        try:
+            await self._ask(items)
+        except Exception as exc:
+            error = exc
+            raise
+        except BaseException:
+            error = FsError(errno.EIO, "the read it came with was given up")
+            raise
+        finally:
+            for item, flight in flights.items():
+                flight.error = error
+                flight.landed.set()
+                self._flights.pop(item, None)
+
+    async def _ask(self, items: list[Item]) -> None:
+        by_place: dict[tuple[int, int, int], list[Item]] = {}
+        for item in items:
+            loc = item[2]
+            by_place.setdefault((loc.object_id, loc.offset, loc.length), []).append(item)
+
+        async def on_part(part: dict[str, Any], payload: memoryview) -> None:
+            at = 0
+            stored = []
+            for object_id, offset, length in part["items"]:
+                data = bytes(payload[at : at + length])
+                at += length
+                for ino, index, loc in by_place.get((object_id, offset, length), ()):
+                    stored.append((ino, index, loc, data))
+            self._cache.store_fetched(stored)
+            await trio.lowlevel.checkpoint()
+
+        places = {item[2]: None for item in items}
+        await self._worker.ask(
+            "fetch",
+            on_part,
+            deadline_s=FETCH_DEADLINE_S,
+            locations=[[loc.object_id, loc.offset, loc.length, loc.digest.hex()] for loc in places],
+        )
+
+    async def run(self) -> None:
+        """Fetch everything cold, then return. Errors of the store are waited out."""
+        if self._cache.get_json("hydrated"):
+            self.state = "complete"
+            return
+        self.state = "running"
+        await self._count()
+        retry = Retry()
+        complete = False
+        while not complete:
+            try:
+                complete = await self._sweep()
+                retry.worked()
+            except S3wsError as exc:
+                log.info("hydration waits: %s", exc)
+                await trio.sleep(retry.failed(1.0))
+        self.cold_bytes = self.cold_files = 0
+        if not self.damaged:
+            self._cache.put_json("hydrated", True)
+        self.state = "complete"
+
+    async def _count(self) -> None:
+        files = set()
+        resume = b""
+        self.cold_bytes = 0
+        while True:
+            items, next_resume = self._scan(resume)
+            for ino, _, loc in items:
+                files.add(ino)
+                self.cold_bytes += loc.length
+            await trio.lowlevel.checkpoint()
+            if next_resume is None:
+                break
+            resume = next_resume
+        self.cold_files = len(files)
+
+    def _scan(self, resume: bytes) -> tuple[list[Item], bytes | None]:
+        """Cold extents among the next SCAN_KEYS chunks, and where to go on (None: the end)."""
+        return scan_cold(self._cache, resume, SCAN_KEYS)
+
+    async def _sweep(self) -> bool:
+        """One way through all chunks; True when nothing cold was left by it."""
+        resume: bytes | None = b""
+        while resume is not None:
+            items, resume = self._scan(resume)
+            for piece in _pieces(items):
+                while self._asked_for:
+                    await trio.sleep(PAUSE_S)
+                await self._bring_piece(piece)
+                self.cold_bytes = max(0, self.cold_bytes - sum(loc.length for _, _, loc in piece))
+        return True
+
+    async def _bring_piece(self, piece: list[Item]) -> None:
+        """Fetch a piece; around damage it is halved, so that only the damaged is left out."""
+        fresh = [item for item in piece if item not in self._flights]
+        if not fresh:
+            return
+        try:
+            await self._fly(fresh)
+        except FormatError as exc:
+            if len(fresh) == 1:
+                path = self._path(fresh[0][0])
+                log.error("%s is damaged in the bucket: %s", path, exc)
+                self.damaged[path] = str(exc)
+                return
+            half = len(fresh) // 2
+            await self._bring_piece(fresh[:half])
+            await self._bring_piece(fresh[half:])
+
+
+def _pieces(items: Iterable[Item]) -> Iterator[list[Item]]:
+    piece: list[Item] = []
+    for item in items:
+        piece.append(item)
+        if len(piece) == PIECE_EXTENTS:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
+
+
+def scan_cold(cache: Cache, resume: bytes, limit: int) -> tuple[list[Item], bytes | None]:
+    """Cold extents among the next `limit` chunks from `resume` on, and where to go on."""
+    found: list[Item] = []
+    with cache.read() as view, view.txn.cursor(db=view.db.chunks) as cursor:
+        more = cursor.set_range(resume) if resume else cursor.first()
+        for _ in range(limit):
+            if not more:
+                return found, None
+            key = cursor.key()
+            if view.txn.get(key, db=view.db.extents) is None:
+                ino, index = keys.split_chunk_key(key)
+                loc = view.chunk(ino, index)
+                if loc is not None:
+                    found.append((ino, index, loc))
+            more = cursor.next()
+        return found, cursor.key() if more else None

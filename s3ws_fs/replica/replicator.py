@@ -1,0 +1,368 @@
+"""The bucket follows the cache: when to flush, what status says, and how it all ends.
+
+Invariants
+1. One cycle (flush, then mirror) at a time; `sync` and `final_flush` run their own in between.
+2. The mirror never holds up a seal: when a flush is due, the pass is ended early and goes on later.
+3. An error never ends the service: health is degraded since then, the wait grows, and the next
+   cycle begins by learning where the bucket stands.
+4. Fenced is final: the service stops, everything stays in the cache, and every end says so.
+
+Called by the daemon.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.cache.durability import Durability
+from s3ws_fs.core.backoff import RATE_WINDOW_S, Debounce, Retry
+from s3ws_fs.core.config import MountConfig
+from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
+from s3ws_fs.core.types import NeedExtents
+from s3ws_fs.replica import position, report, restore
+from s3ws_fs.replica.flusher import Flusher
+from s3ws_fs.replica.hydrate import Hydrator
+from s3ws_fs.transfer.client import WorkerClient
+from s3ws_fs.transfer.wire import FencedError
+
+log = logging.getLogger(__name__)
+
+SYNC_CYCLES_MAX: Final = 1000
+"""Cycles one sync runs at most while files keep changing under it."""
+FINAL_TRIES: Final = 5
+"""Failed cycles in a row after which the final flush gives up and lists what is not saved."""
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Replicator:
+    """Keeps the bucket in step with one cache."""
+
+    def __init__(
+        self,
+        config: MountConfig,
+        cache: Cache,
+        durability: Durability,
+        *,
+        random01: Callable[[], float] = random.random,
+    ) -> None:
+        self._config = config
+        self._cache = cache
+        self._random01 = random01
+        self.worker = WorkerClient(
+            {
+                "store": config.store.to_json(),
+                "prefix": config.workspace.prefix,
+                "cache_dir": str(cache.directory),
+                "spool_dir": str(cache.spool_dir),
+            },
+            reader_check=cache.reader_check,
+        )
+        self._flusher = Flusher(cache, self.worker, config, durability.ensure)
+        self._hydrator = Hydrator(cache, self.worker)
+        self._policy = Debounce(config.debounce_min_s, config.debounce_max_s)
+        self._retry = Retry()
+        self._cycle_lock = trio.Lock()
+        self._changed = trio.Event()
+        self._pending = 0
+        self._pending_since_s = 0.0
+        self._next_try_s = 0.0
+        self._degraded_since_s: float | None = None
+        self._error: str | None = None
+        self._prepared = False
+
+    # --- before the mount ------------------------------------------------------------------
+
+    async def prepare(self, progress: Progress) -> None:
+        """Restore or verify the cache. Raises UserError; then nothing was pushed."""
+        try:
+            await restore.prepare(self._cache, self.worker, self._config, progress)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self.worker.close()
+            raise
+        self._flusher.load()
+        self._prepared = True
+        self._note_old_dirt()
+
+    def _note_old_dirt(self) -> None:
+        """Dirt of an earlier mount is as old as it is."""
+        with self._cache.read() as view:
+            count = view.dirty_count()
+            oldest_ns = min((first for _, _, _, first in view.dirty()), default=None)
+        if count and oldest_ns is not None:
+            age_s = max(0.0, (self._cache.now_ns() - oldest_ns) / 1e9)
+            now_s = trio.current_time()
+            self._policy.changed(now_s, 1, oldest_s=now_s - age_s)
+            self._changed.set()
+
+    # --- the service -----------------------------------------------------------------------
+
+    def notify(self) -> None:
+        """A change was committed. Called once a change, so it must cost next to nothing."""
+        if not self._pending:
+            self._pending_since_s = trio.current_time()
+        self._pending += 1
+        if not self._changed.is_set():
+            self._changed.set()
+
+    def _take_changes(self) -> None:
+        if self._pending:
+            now_s = trio.current_time()
+            span_s = max(RATE_WINDOW_S, now_s - self._pending_since_s)
+            rate = math.ceil(self._pending * RATE_WINDOW_S / span_s)
+            self._pending = 0
+            self._policy.changed(now_s, rate, oldest_s=self._pending_since_s)
+        if self._changed.is_set():
+            # Never one that is not set: another task may wait on it, and would wait for ever.
+            self._changed = trio.Event()
+
+    async def run(self) -> None:
+        """Flush when due, until cancelled (or fenced)."""
+        while self._flusher.fenced is None:
+            await self._wait_due()
+            async with self._cycle_lock:
+                if self._flusher.fenced is None:
+                    await self._cycle_safely()
+
+    def _mirror_behind(self) -> bool:
+        with self._cache.read() as view:
+            behind = view.mtodo_count()
+        return behind > self._flusher.conflict_inos or not self._cache.get_json("mirror_known")
+
+    async def _wait_due(self) -> None:
+        while True:
+            self._take_changes()
+            now_s = trio.current_time()
+            due_s = self._due_s(now_s)
+            if due_s is not None and due_s <= now_s:
+                return
+            with trio.move_on_after(math.inf if due_s is None else due_s - now_s):
+                await self._changed.wait()
+                if due_s is None:
+                    continue
+                # Changes in a burst are taken together, so that they do not wake us one by one.
+                await trio.sleep(min(0.1, max(0.0, due_s - trio.current_time())))
+
+    def _due_s(self, now_s: float) -> float | None:
+        due_s = self._policy.due_s()
+        if due_s is None and self._mirror_behind():
+            due_s = now_s
+        return None if due_s is None else max(due_s, self._next_try_s)
+
+    async def _cycle_safely(self) -> bool:
+        """One cycle; errors go to health and the wait before the next. True when all went well."""
+        try:
+            error = await self._cycle(interruptible=True, progress=None)
+        except Exception as exc:
+            error = exc
+        return self._judge(error)
+
+    def _judge(self, error: Exception | None) -> bool:
+        if error is None:
+            if self._error is not None:
+                log.info("the bucket is in step again")
+            self._retry.worked()
+            self._next_try_s = 0.0
+            self._degraded_since_s = self._error = None
+            return True
+        if self._error is None:
+            log.warning("flushing failed, it will be tried again: %s", error)
+            self._degraded_since_s = trio.current_time()
+        if not isinstance(error, S3wsError | OSError):
+            log.error("unexpected error while flushing", exc_info=error)
+        self._error = str(error) or type(error).__name__
+        self._next_try_s = trio.current_time() + self._retry.failed(self._random01())
+        return False
+
+    async def _cycle(self, *, interruptible: bool, progress: Progress | None) -> Exception | None:
+        """Flush, then mirror. Raises what the flush raised; returns the mirror's first error."""
+        self._take_changes()
+        oldest_s = self._policy.oldest_s
+        self._policy.frozen(trio.current_time())
+        if progress is not None:
+            progress({"phase": "sealing"})
+        try:
+            unknown = await self._reconcile()
+            flush_id, has_mirror_work = await self._flusher.flush()
+        except BaseException:
+            if oldest_s is not None:
+                self._policy.restore_dirt(oldest_s)
+            raise
+        if unknown is not None or not has_mirror_work:
+            await self._flusher.drop()
+            if unknown is None:
+                self._flusher.mirrored_generation = self._flusher.sealed_generation
+            return unknown
+        return await self._mirror(flush_id, interruptible, progress)
+
+    async def _reconcile(self) -> Exception | None:
+        """Learn the mirror after a restore; when that fails, sealing goes on without a mirror."""
+        try:
+            await self._flusher.reconcile()
+        except S3wsError as exc:
+            return exc
+        return None
+
+    async def _mirror(
+        self, flush_id: str, interruptible: bool, progress: Progress | None
+    ) -> Exception | None:
+        with self._cache.read() as view:
+            total = view.mtodo_count()
+
+        def written(count: int) -> None:
+            if progress is not None:
+                progress({"phase": "mirroring", "done": count, "total": max(total, count)})
+
+        async with trio.open_nursery() as nursery:
+            if interruptible:
+                nursery.start_soon(self._stop_when_due)
+            result = await self._flusher.mirror(flush_id, written)
+            nursery.cancel_scope.cancel()
+        return result.error
+
+    async def _stop_when_due(self) -> None:
+        while True:
+            self._take_changes()
+            due_s = self._policy.due_s()
+            now_s = trio.current_time()
+            if due_s is not None and due_s <= now_s:
+                await self._flusher.stop_mirror()
+                return
+            if due_s is None:
+                await self._changed.wait()
+            else:
+                await trio.sleep(due_s - now_s)
+
+    # --- asked for -------------------------------------------------------------------------
+
+    async def sync(self, progress: Progress) -> dict[str, Any]:
+        """Seal and mirror now all that was changed before the call. Raises UserError."""
+        wanted = self._cache.generation
+        for _ in range(SYNC_CYCLES_MAX):
+            async with self._cycle_lock:
+                error = await self._asked_cycle(progress)
+            if error is not None:
+                raise self._as_user_error(error)
+            done = self._flusher.mirrored_generation >= wanted
+            if done or (self._flusher.sealed_generation >= wanted and self._flusher.conflicts):
+                break
+        return {
+            "generation": wanted,
+            "sealed": self._flusher.sealed_generation,
+            "mirrored": self._flusher.mirrored_generation,
+            "conflicts": report.conflicts(self._flusher),
+            "unmirrored": report.unmirrored(self._flusher),
+        }
+
+    async def _asked_cycle(self, progress: Progress) -> Exception | None:
+        try:
+            error = await self._cycle(interruptible=True, progress=progress)
+        except BaseExceptionGroup as group:
+            error = next((e for e in group.exceptions if isinstance(e, Exception)), None)
+            if error is None:
+                raise
+        except Exception as exc:
+            error = exc
+        self._judge(error)
+        return error
+
+    def _as_user_error(self, error: Exception) -> UserError:
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, FencedError):
+            return position.fenced_error(error)
+        return UserError(
+            f"not everything could be saved: {error}",
+            remedy="The cache keeps it, and saving is tried again and again (see `s3ws status`).",
+            exit_code=ExitCode.STORE,
+        )
+
+    async def final_flush(self, progress: Progress) -> list[str]:
+        """Save the rest; returns paths that are not saved. Raises UserError when fenced."""
+        tries = 0
+        try:
+            while tries < FINAL_TRIES:
+                async with self._cycle_lock:
+                    error = await self._asked_cycle(progress)
+                if isinstance(error, FencedError):
+                    raise position.fenced_error(error)
+                if error is None and self._is_clean():
+                    return report.conflict_lines(self._flusher)
+                if error is not None:
+                    tries += 1
+                    if tries < FINAL_TRIES:
+                        progress({"phase": "waiting for the store", "error": str(error)})
+                        await trio.sleep(max(0.0, self._next_try_s - trio.current_time()))
+            return report.unsaved(self._cache)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.worker.close()
+
+    def _is_clean(self) -> bool:
+        with self._cache.read() as view:
+            return view.dirty_count() == 0 and view.mtodo_count() <= self._flusher.conflict_inos
+
+    async def fetch(self, need: NeedExtents) -> None:
+        """Bring cold extents into the cache. Raises FsError EIO."""
+        await self._hydrator.fetch(need)
+
+    async def hydrate(self) -> None:
+        """Fetch everything cold in the background, then return."""
+        await self._hydrator.run()
+
+    # --- status ----------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The replica's part of the status document. Never waits."""
+        now_s = trio.current_time()
+        flusher = self._flusher
+        return {
+            "generation": {
+                "head": self._cache.generation,
+                "sealed": flusher.sealed_generation,
+                "mirrored": flusher.mirrored_generation,
+            },
+            "dirty": report.dirty(self._cache),
+            "flush": self._flush_status(now_s),
+            "mirror": report.mirror(self._cache, flusher),
+            "health": self._health(now_s),
+            "hydration": report.hydration(self._hydrator),
+            "requests": self.worker.requests,
+            "worker_pid": self.worker.pid,
+        }
+
+    def _flush_status(self, now_s: float) -> dict[str, Any]:
+        flusher = self._flusher
+        state = flusher.state
+        due_s = self._policy.due_s()
+        if state == "idle" and self._error is not None:
+            state = "backing_off"
+        elif state == "idle" and (due_s is not None or self._pending):
+            state = "waiting"
+        due_s = None if due_s is None else max(0.0, max(due_s, self._next_try_s) - now_s)
+        last_s = flusher.last_sealed_s
+        return {
+            "state": state,
+            "next_due_s": None if due_s is None else round(due_s, 3),
+            "last_sealed_age_s": None if last_s is None else round(now_s - last_s, 3),
+            "checkpoint_error": flusher.checkpoint_error,
+        }
+
+    def _health(self, now_s: float) -> dict[str, Any]:
+        fenced = self._flusher.fenced
+        if fenced is not None:
+            return {"state": "fenced", "since_s": None, "error": str(fenced)}
+        since_s = self._degraded_since_s
+        return {
+            "state": "ok" if self._error is None else "degraded",
+            "since_s": None if since_s is None else round(now_s - since_s, 3),
+            "error": self._error,
+        }

@@ -1,0 +1,101 @@
+"""What status and the end of a mount say about the replica: from memory and one read transaction.
+
+Invariants
+1. Nothing here waits, and every scan and every list is bounded by a named limit.
+
+Called by replicator.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.core import keys
+from s3ws_fs.replica.flusher import Flusher
+from s3ws_fs.replica.hydrate import Hydrator
+
+DIRTY_COUNTED_MAX: Final = 20_000
+"""Dirty records that status looks at to count files and bytes; beyond it the counts are floors."""
+CONFLICTS_LISTED_MAX: Final = 100
+UNSAVED_LISTED_MAX: Final = 100_000
+"""Inodes looked at to name what is not saved."""
+
+_OF_FILES: Final = (keys.T_INODES, keys.T_CHUNKS, keys.T_XATTRS)
+
+
+def dirty(cache: Cache) -> dict[str, Any]:
+    """What is not sealed: records, files, bytes, and the age of the oldest change."""
+    files: set[int] = set()
+    held_bytes = 0
+    oldest_ns: int | None = None
+    with cache.read() as view:
+        records = view.dirty_count()
+        for seen, (table, key, _, first_ns) in enumerate(view.dirty()):
+            if seen >= DIRTY_COUNTED_MAX:
+                break
+            oldest_ns = first_ns if oldest_ns is None else min(oldest_ns, first_ns)
+            if table in _OF_FILES:
+                files.add(keys.unpack_u64(key))
+            if table == keys.T_CHUNKS:
+                held_bytes += len(view.txn.get(key, db=view.db.extents) or b"")
+    age_s = None
+    if oldest_ns is not None:
+        age_s = round(max(0.0, (cache.now_ns() - oldest_ns) / 1e9), 3)
+    return {"records": records, "files": len(files), "bytes": held_bytes, "oldest_age_s": age_s}
+
+
+def mirror(cache: Cache, flusher: Flusher) -> dict[str, Any]:
+    """How far the mirror is behind, and what it can't show."""
+    with cache.read() as view:
+        pending_files = view.mtodo_count()
+    return {
+        "pending_files": pending_files,
+        "unmirrored": unmirrored(flusher),
+        "conflicts": conflicts(flusher),
+    }
+
+
+def conflicts(flusher: Flusher) -> list[dict[str, str]]:
+    """Mirror paths at which somebody else's object stands."""
+    listed = list(flusher.conflicts.items())[:CONFLICTS_LISTED_MAX]
+    return [{"path": path, "reason": why} for path, why in listed]
+
+
+def conflict_lines(flusher: Flusher) -> list[str]:
+    """The same, as lines of what is not saved."""
+    return sorted(f"files/{path}: {why}" for path, why in flusher.conflicts.items())
+
+
+def unmirrored(flusher: Flusher) -> list[dict[str, str]]:
+    """Paths that are in the journal only."""
+    return [
+        {"path": os.fsdecode(path.encode("latin-1")), "reason": why}
+        for path, why in flusher.unmirrored.values()
+    ]
+
+
+def hydration(hydrator: Hydrator) -> dict[str, Any]:
+    """What is still only in the bucket."""
+    return {
+        "state": hydrator.state,
+        "cold_bytes": hydrator.cold_bytes,
+        "cold_files": hydrator.cold_files,
+        "damaged": [{"path": path, "reason": why} for path, why in hydrator.damaged.items()],
+    }
+
+
+def unsaved(cache: Cache) -> list[str]:
+    """Paths of what is not sealed or not mirrored, sorted."""
+    found: set[str] = set()
+    with cache.read() as view:
+        inos = {ino for ino, _ in view.mtodo()}
+        inos.update(keys.unpack_u64(key) for _, key, _, _ in view.dirty())
+        for ino in sorted(inos)[:UNSAVED_LISTED_MAX]:
+            rec = view.inode(ino)
+            if rec is None:
+                found.add(f"(removed inode {ino})")
+            else:
+                found.update(os.fsdecode(path) or "." for path in view.paths_of(rec))
+    return sorted(found)

@@ -1,0 +1,179 @@
+"""Before the mount: bring the workspace into a fresh cache, or verify that an old one belongs.
+
+Invariants
+1. `restore_complete` is set last, in a sync point of its own: until then nothing may be flushed,
+   and a restore that was cut off starts anew.
+2. Records come from the worker verified; they are put as they are, in bulk.
+3. After a restore all data is cold, all mirror rows are unknown, and whatever the mirror may lack
+   is on its to-do.
+
+Called by replicator.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.core import journal, keys
+from s3ws_fs.core.config import MountConfig
+from s3ws_fs.core.errors import ExitCode, FormatError, StoreError, UserError
+from s3ws_fs.core.journal import Frame, Header
+from s3ws_fs.core.records import Head
+from s3ws_fs.core.types import ROOT_INO, SELF_OBJECT
+from s3ws_fs.replica import position
+from s3ws_fs.replica.position import Sealed
+from s3ws_fs.transfer.client import WorkerClient
+from s3ws_fs.transfer.spool import RecordsFile, open_records
+
+BATCH_RECORDS: Final = 5000
+"""Records put in one transaction."""
+NLINK_OFFSET: Final = 12
+"""Where an inode record has its link count (core/records.py)."""
+
+Progress = Callable[[dict[str, Any]], None]
+
+_SELF: Final = keys.pack_u64(SELF_OBJECT)
+_NO_LINKS: Final = bytes(4)
+
+
+async def prepare(
+    cache: Cache, worker: WorkerClient, config: MountConfig, progress: Progress
+) -> None:
+    """Make the cache whole, or verify it. Raises UserError (exit 6, 8, 9)."""
+    try:
+        await _prepare(cache, worker, config, progress)
+    except StoreError as exc:
+        raise UserError(
+            f"the store {config.store.location} can't be used: {exc}",
+            remedy="Check endpoint, credentials and bucket. Nothing was changed.",
+            exit_code=ExitCode.STORE,
+        ) from exc
+    except FormatError as exc:
+        raise UserError(
+            f"the workspace in {config.store.location} is damaged: {exc}",
+            remedy="Nothing was changed in the bucket. Keep it as it is; put that object back from "
+            "an older version or a backup of the bucket, if there is one.",
+            exit_code=ExitCode.STORE,
+        ) from exc
+
+
+async def _prepare(
+    cache: Cache, worker: WorkerClient, config: MountConfig, progress: Progress
+) -> None:
+    progress({"phase": "checking the store"})
+    found = await worker.ask("probe", allow_unconditional=config.store.allow_unconditional)
+    worker.hello["conditional"] = found["conditional"]
+    state = await worker.ask("survey")
+    writer = position.writer_id(cache)
+    if cache.restore_complete:
+        if position.compare(cache, state, writer) == position.SAME:
+            worker.hello["workspace"] = state["workspace"]
+            return
+        with cache.read() as view:
+            unsealed = view.dirty_count()
+        if unsealed:
+            host = state["header"]["host"]
+            raise UserError(
+                f"the bucket was written by another mount ({host}), and the cache in "
+                f"{cache.directory} holds {unsealed} changes that were never sealed",
+                remedy="Nothing was changed. To go on with the bucket's state, move that cache "
+                "directory away (keep it: the changes are only there), and mount again.",
+                exit_code=ExitCode.FENCED,
+            )
+    await _rebuild(cache, worker, state, progress)
+
+
+async def _rebuild(
+    cache: Cache, worker: WorkerClient, state: dict[str, Any], progress: Progress
+) -> None:
+    cache.clear_all()
+    position.writer_id(cache)
+    if state["newest"]:
+        state = await _load(cache, worker, progress)
+        uuid_text = state["workspace"]
+    else:
+        made = await worker.ask("make-workspace", uuid=uuid.uuid4().hex, created_ns=cache.now_ns())
+        uuid_text = made["workspace"]
+        cache.set_head(Head(generation=0, next_ino=ROOT_INO + 1, used_bytes=0, inodes=0))
+    header = state["header"]
+    generation = 0 if header is None else header["generation"]
+    cache.put_json("workspace", uuid_text)
+    cache.put_json("mirror_known", header is None)
+    cache.put_json("hydrated", header is None)
+    cache.put_json("mirrored", 0 if header is None else header["mirrored"])
+    position.remember(cache, Sealed(state["newest"], state["header_hash"], generation))
+    worker.hello["workspace"] = uuid_text
+    cache.set_restore_complete()
+
+
+async def _load(cache: Cache, worker: WorkerClient, progress: Progress) -> dict[str, Any]:
+    """Records of the bucket into the empty cache."""
+    files: list[RecordsFile] = []
+
+    async def on_part(part: dict[str, Any], _: memoryview) -> None:
+        if "progress" in part:
+            done, total = part["progress"]
+            progress({"phase": "fetching metadata", "done": done, "total": total})
+        else:
+            files.append(open_records(Path(part["file"]), part["where"], whole=False))
+
+    state = await worker.ask("restore", on_part)
+    orphans: set[bytes] = set()
+    for done, file in enumerate(files):
+        progress({"phase": "loading metadata", "done": done, "total": len(files)})
+        await _load_file(cache, file, orphans, files[-1].header.mirrored)
+        file.path.unlink(missing_ok=True)
+    progress({"phase": "loading metadata", "done": len(files), "total": len(files)})
+    header: Header = files[-1].header
+    cache.set_head(Head(header.generation, header.next_ino, header.used_bytes, header.inodes))
+    with cache.write() as tx:
+        for key in orphans:
+            # Open without a name when its host went: nobody can reach it any more.
+            rec = tx.inode(keys.unpack_u64(key))
+            if rec is not None and rec.nlink == 0:
+                tx.drop_inode(rec)
+    return state
+
+
+async def _load_file(cache: Cache, file: RecordsFile, orphans: set[bytes], mirrored: int) -> None:
+    """Records of one file; what changed after generation `mirrored` may lack in the mirror."""
+    header = file.header
+    is_checkpoint = header.kind == journal.KIND_CHECKPOINT
+    is_behind = header.generation > mirrored
+    own = keys.pack_u64(header.number)
+    for frame in file.frames():
+        if frame.tombs:
+            cache.drop_records(frame.table, frame.keys)
+            continue
+        values = frame.values
+        if frame.table == keys.T_CHUNKS:
+            values = [own + raw[8:] if raw[:8] == _SELF else raw for raw in values]
+        elif frame.table == keys.T_INODES:
+            _note_orphans(frame, orphans)
+            if is_behind and not is_checkpoint:
+                _look_at(cache, header, frame)
+        if frame.table == journal.T_MTODO:
+            if is_behind:
+                _look_at(cache, header, frame)
+            continue
+        items = zip(frame.keys, values, strict=True)
+        while batch := list(islice(items, BATCH_RECORDS)):
+            cache.load_records(frame.table, batch, append=is_checkpoint)
+            await trio.lowlevel.checkpoint()
+
+
+def _note_orphans(frame: Frame, orphans: set[bytes]) -> None:
+    for key, raw in zip(frame.keys, frame.values, strict=True):
+        if raw[NLINK_OFFSET : NLINK_OFFSET + 4] == _NO_LINKS:
+            orphans.add(key)
+
+
+def _look_at(cache: Cache, header: Header, frame: Frame) -> None:
+    cache.add_mirror_todo((keys.unpack_u64(key) for key in frame.keys), header.generation)

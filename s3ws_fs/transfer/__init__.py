@@ -1,0 +1,1 @@
+"""s3ws_fs.transfer"""

@@ -1,0 +1,231 @@
+"""The daemon's side of the transfer worker: spawn on demand, ask, stream, survive its death.
+
+Invariants
+1. The daemon never waits for the store itself: every request has a deadline (TransientError).
+2. A worker that died is spawned again by the next request, not more often than RESPAWN_S allows;
+   whoever waited for it gets TransientError: what was under way is planned again.
+3. After a death the cache's reader slots are checked, so that a dead reader pins no pages.
+4. Secrets reach the worker by its inherited environment only.
+
+Called by replica (in the daemon, on the trio loop).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import trio
+
+from s3ws_fs.core.errors import FormatError, TransientError
+from s3ws_fs.transfer import wire
+
+HELLO_DEADLINE_S: Final = 60.0
+REQUEST_DEADLINE_S: Final = 600.0
+RESPAWN_S: Final = 1.0
+SEND_DEADLINE_S: Final = 30.0
+"""A worker that reads nothing for so long is ended."""
+END_GRACE_S: Final = 3.0
+
+OnPart = Callable[[dict[str, Any], memoryview], Awaitable[None]]
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A request under way: parts and the answer go through `send` in order."""
+
+    send: trio.MemorySendChannel[tuple[dict[str, Any], memoryview]]
+
+
+@dataclass(eq=False)
+class _Process:
+    """One incarnation of the worker."""
+
+    process: trio.Process
+    stream: trio.SocketStream
+    asked: dict[int, _Asked] = field(default_factory=dict)
+    dead: bool = False
+
+
+class WorkerClient:
+    """Asks the worker; `close` ends it. Its listener is a system task: it needs no nursery."""
+
+    def __init__(self, hello: dict[str, Any], *, reader_check: Callable[[], object]) -> None:
+        """`hello` is the worker's first request (see Worker.do_hello); it may be changed later."""
+        self.hello = hello
+        self._reader_check = reader_check
+        self._current: _Process | None = None
+        self._spawn_lock = trio.Lock()
+        self._write_lock = trio.Lock()
+        self._next_id = 1
+        self._last_spawn_s = -RESPAWN_S
+        self._closed = False
+        self._base = dict.fromkeys(("put", "get", "list", "copy", "delete", "head"), 0)
+        self._now = dict(self._base)
+        self.spawned = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker; None while there is none."""
+        return None if self._current is None else self._current.process.pid
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """Requests to the store since the mount, by operation."""
+        return {op: self._base[op] + self._now.get(op, 0) for op in self._base}
+
+    async def close(self) -> None:
+        """End the worker: its socket closes, so it exits by itself; killed after END_GRACE_S."""
+        self._closed = True
+        current = self._current
+        if current is not None:
+            await self._bury(current)
+
+    async def ask(
+        self,
+        cmd: str,
+        on_part: OnPart | None = None,
+        *,
+        deadline_s: float = REQUEST_DEADLINE_S,
+        **args: Any,
+    ) -> dict[str, Any]:
+        """One request. Raises what the worker raised; TransientError when it died or took too long.
+
+        The deadline is of silence: it starts anew with every part.
+        """
+        worker = await self._alive()
+        return await self._ask(worker, cmd, on_part, deadline_s, args)
+
+    async def _ask(
+        self,
+        worker: _Process,
+        cmd: str,
+        on_part: OnPart | None,
+        deadline_s: float,
+        args: dict[str, Any],
+    ) -> dict[str, Any]:
+        number, self._next_id = self._next_id, self._next_id + 1
+        send, receive = trio.open_memory_channel[tuple[dict[str, Any], memoryview]](0)
+        worker.asked[number] = _Asked(send)
+        frame = wire.encode({**args, "id": number, "cmd": cmd})
+        try:
+            with receive:
+                await self._send(worker, frame)
+                while True:
+                    try:
+                        with trio.fail_after(deadline_s):
+                            message, payload = await receive.receive()
+                    except trio.TooSlowError:
+                        raise TransientError(cmd, "", f"no answer in {deadline_s:g} s") from None
+                    except (trio.EndOfChannel, trio.ClosedResourceError):
+                        raise TransientError(cmd, "", "the transfer worker died") from None
+                    if "part" in message:
+                        if on_part is not None:
+                            await on_part(message["part"], payload)
+                        continue
+                    if "error" in message:
+                        raise wire.error_from(message["error"])
+                    ok: dict[str, Any] = message["ok"]
+                    return ok
+        finally:
+            worker.asked.pop(number, None)
+
+    async def _send(self, worker: _Process, frame: bytes) -> None:
+        try:
+            # Shielded: half a frame would garble every later one.
+            async with self._write_lock:
+                with trio.move_on_after(SEND_DEADLINE_S, shield=True) as scope:
+                    await worker.stream.send_all(frame)
+            if scope.cancelled_caught:
+                await self._bury(worker)
+                raise TransientError("worker", "", "the transfer worker takes no requests")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise TransientError("worker", "", "the transfer worker died") from None
+
+    async def _alive(self) -> _Process:
+        async with self._spawn_lock:
+            current = self._current
+            if current is not None and not current.dead:
+                return current
+            if self._closed:
+                raise TransientError("worker", "", "the transfer worker is shut down")
+            wait_s = self._last_spawn_s + RESPAWN_S - trio.current_time()
+            if self.spawned and wait_s > 0:
+                await trio.sleep(wait_s)
+            return await self._spawn()
+
+    async def _spawn(self) -> _Process:
+        self._last_spawn_s = trio.current_time()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-m", "s3ws_fs.transfer.worker", "--fd", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self.spawned += 1
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        worker = _Process(process, stream)
+        self._current = worker
+        trio.lowlevel.spawn_system_task(self._listen, worker)
+        try:
+            await self._ask(worker, "hello", None, HELLO_DEADLINE_S, self.hello)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._bury(worker)
+            raise
+        return worker
+
+    async def _listen(self, worker: _Process) -> None:
+        try:
+            while True:
+                head = await self._read(worker, wire.HEAD_BYTES)
+                rest = await self._read(worker, wire.rest_bytes(head))
+                message, payload = wire.decode(head, rest)
+                if "requests" in message:
+                    self._now = message["requests"]
+                asked = worker.asked.get(message["id"])
+                if asked is not None:
+                    # Whoever asked may have given up meanwhile: its answer is dropped.
+                    with contextlib.suppress(trio.BrokenResourceError):
+                        await asked.send.send((message, payload))
+        except (trio.BrokenResourceError, trio.ClosedResourceError, EOFError, FormatError):
+            pass
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._bury(worker)
+
+    async def _read(self, worker: _Process, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            part = await worker.stream.receive_some(min(count - len(data), 1 << 20))
+            if not part:
+                raise EOFError
+            data += part
+        return bytes(data)
+
+    async def _bury(self, worker: _Process) -> None:
+        if worker.dead:
+            return
+        worker.dead = True
+        if self._current is worker:
+            self._current = None
+        for asked in list(worker.asked.values()):
+            asked.send.close()
+        await worker.stream.aclose()
+        with trio.move_on_after(END_GRACE_S) as grace:
+            await worker.process.wait()
+        if grace.cancelled_caught:
+            worker.process.kill()
+            await worker.process.wait()
+        for op, count in self._now.items():
+            self._base[op] = self._base.get(op, 0) + count
+        self._now = {}
+        self._reader_check()

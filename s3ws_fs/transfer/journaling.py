@@ -1,0 +1,315 @@
+"""The journal's traffic: what stands in the bucket, sealing, checkpoints, restore, garbage.
+
+Invariants
+1. A segment's PUT is the last request of a seal: what it names stands already.
+2. A lost answer is told from a fence by reading the header back: the same flush id is our own.
+3. Garbage is removed only below journal/seg|ckpt|blob, only after a checkpoint stands, only what
+   that checkpoint does not name, and only when older than GC_GRACE_S by the server's own clock.
+4. Restored records are verified (header, records digest, chain of hashes) before anyone sees them.
+
+Called by worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from s3ws_fs.core import journal, keys, layout
+from s3ws_fs.core.errors import (
+    ConflictError,
+    ExitCode,
+    FormatError,
+    NotFoundError,
+    PermanentError,
+    UserError,
+)
+from s3ws_fs.core.journal import HEADER_BYTES, Header
+from s3ws_fs.core.limits import EXTENT_BYTES, FORMAT_VERSION
+from s3ws_fs.store.base import Conditional
+from s3ws_fs.store.body import FileSlice
+from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer.freeze import Blob, Frozen
+from s3ws_fs.transfer.spool import RecordsFile, create, open_records
+from s3ws_fs.transfer.wire import FencedError, OwnSealError
+
+WHOLE_GET_BYTES_MAX: Final = 1 << 20
+"""Journal objects up to this size are fetched whole: one request instead of two."""
+SEGMENTS_MAX: Final = 100_000
+"""More segments than this above a checkpoint is a damaged journal."""
+GC_GRACE_S: Final = 3600
+CHECKPOINTS_KEPT: Final = 2
+JOURNAL_TYPE: Final = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class JournalState:
+    """What stands in the bucket. `newest` 0: nothing sealed yet; then `header` is None."""
+
+    workspace: str | None
+    newest: int
+    header: Header | None
+    header_hash: str
+    checkpoint: int
+    segments: tuple[int, ...]
+    segment_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As an answer's JSON."""
+        return {
+            "workspace": self.workspace,
+            "newest": self.newest,
+            "header": None if self.header is None else asdict(self.header),
+            "header_hash": self.header_hash,
+            "checkpoint": self.checkpoint,
+            "segments": len(self.segments),
+            "segment_bytes": self.segment_bytes,
+        }
+
+
+def _bucket_error(message: str) -> UserError:
+    return UserError(
+        message,
+        remedy="Nothing was changed. Check bucket and ids; keep the bucket as it is for repair.",
+        exit_code=ExitCode.STORE,
+    )
+
+
+def read_workspace(store: ScopedStore) -> str | None:
+    """The uuid in journal/workspace.json; None when there is none. Raises UserError, StoreError."""
+    try:
+        raw = store.get(layout.WORKSPACE_KEY).data
+    except NotFoundError:
+        return None
+    try:
+        found = json.loads(raw)
+        uuid, version, extent = found["workspace"], found["format"], found["extent_bytes"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise _bucket_error(f"{layout.WORKSPACE_KEY} is damaged: {exc}") from exc
+    if version != FORMAT_VERSION or extent != EXTENT_BYTES or not isinstance(uuid, str):
+        raise _bucket_error(
+            f"the workspace in the bucket has format {version!r} with extents of {extent!r} bytes; "
+            f"this program knows format {FORMAT_VERSION} with {EXTENT_BYTES}"
+        )
+    return uuid
+
+
+def make_workspace(store: ScopedStore, uuid: str, created_ns: int) -> str:
+    """Create journal/workspace.json unless it exists; returns the uuid that counts."""
+    body = {
+        "format": FORMAT_VERSION,
+        "workspace": uuid,
+        "extent_bytes": EXTENT_BYTES,
+        "created_ns": created_ns,
+    }
+    raw = json.dumps(body, indent=1).encode()
+    try:
+        store.put(layout.WORKSPACE_KEY, raw, content_type="application/json", if_none_match=True)
+    except ConflictError:
+        found = read_workspace(store)
+        if found is None:
+            raise PermanentError("put", layout.WORKSPACE_KEY, "exists, but can't be read") from None
+        return found
+    return uuid
+
+
+def _numbers(store: ScopedStore, prefix: str, after: str = "") -> Iterator[tuple[int, int, int]]:
+    for entry in store.list(prefix, after):
+        number = layout.key_number(entry.key, prefix)
+        if number is not None:
+            yield number, entry.size_bytes, entry.modified_ns
+
+
+def read_header(store: ScopedStore, key: str) -> tuple[Header, str]:
+    """Header and its hash. Raises NotFoundError, FormatError."""
+    raw = store.get(key, 0, HEADER_BYTES).data
+    return journal.decode_header(raw, key), journal.header_hash(raw)
+
+
+def survey(store: ScopedStore) -> JournalState:
+    """What stands in the bucket, by four requests. Raises StoreError, FormatError, UserError."""
+    workspace = read_workspace(store)
+    checkpoint = max((n for n, _, _ in _numbers(store, layout.CKPT_PREFIX)), default=0)
+    after = layout.seg_key(checkpoint - 1) if checkpoint > 1 else ""
+    found = sorted(
+        (n, size) for n, size, _ in _numbers(store, layout.SEG_PREFIX, after) if n >= checkpoint
+    )
+    above = tuple(n for n, _ in found if n > checkpoint)
+    if len(above) > SEGMENTS_MAX or above != tuple(
+        range(checkpoint + 1, checkpoint + 1 + len(above))
+    ):
+        raise FormatError(layout.SEG_PREFIX, f"segments are missing above checkpoint {checkpoint}")
+    newest = above[-1] if above else checkpoint
+    if workspace is None and newest:
+        raise _bucket_error(f"{layout.WORKSPACE_KEY} is missing beside a journal")
+    header, digest = None, ""
+    if newest:
+        header, digest = _newest_header(store, newest, bool(above))
+        _check_place(header, layout.seg_key(newest), workspace, newest)
+    size = sum(size for n, size in found if n > checkpoint)
+    return JournalState(workspace, newest, header, digest, checkpoint, above, size)
+
+
+def _newest_header(store: ScopedStore, newest: int, above: bool) -> tuple[Header, str]:
+    try:
+        return read_header(store, layout.seg_key(newest))
+    except NotFoundError:
+        if above:
+            raise
+    # The segment a checkpoint folded is gone: the checkpoint names its hash.
+    header, _ = read_header(store, layout.ckpt_key(newest))
+    return header, header.prev_hash
+
+
+def _check_place(header: Header, where: str, workspace: str | None, number: int) -> None:
+    if header.workspace != workspace:
+        raise FormatError(where, f"belongs to workspace {header.workspace}, not {workspace}")
+    if header.number != number:
+        raise FormatError(where, f"says it is number {header.number}")
+    if header.extent_bytes != EXTENT_BYTES:
+        raise FormatError(where, f"has extents of {header.extent_bytes} bytes")
+
+
+def ship_blobs(
+    store: ScopedStore, frozen: Frozen, pool: Executor, shipped: Callable[[int], None]
+) -> None:
+    """Put all blobs of a freeze, in parallel; `shipped` is told of each. Raises StoreError."""
+
+    def ship(blob: Blob) -> None:
+        store.put(
+            layout.blob_key(blob.object_id),
+            FileSlice(blob.file.fileno(), 0, blob.length),
+            content_type=JOURNAL_TYPE,
+        )
+
+    jobs = [pool.submit(ship, blob) for blob in frozen.blobs.values()]
+    for number, _ in enumerate(as_completed(jobs)):
+        shipped(number + 1)
+    # Only now: while one is under way, its file must stay open.
+    for job in jobs:
+        job.result()
+
+
+def seal(store: ScopedStore, frozen: Frozen) -> None:
+    """The one PUT that commits. Raises FencedError, OwnSealError, StoreError."""
+    header = frozen.header
+    assert header is not None and frozen.segment_file is not None
+    key = layout.seg_key(frozen.number)
+    body = FileSlice(frozen.segment_file.fileno(), 0, header.total_bytes)
+    try:
+        store.put(key, body, content_type=JOURNAL_TYPE, if_none_match=True)
+    except ConflictError:
+        there, _ = read_header(store, key)
+        if there.flush_id == frozen.flush_id:
+            return
+        if there.writer == header.writer:
+            raise OwnSealError(f"{key} is our own flush {there.flush_id}") from None
+        raise FencedError(there.host) from None
+
+
+def put_checkpoint(store: ScopedStore, frozen: Frozen) -> None:
+    """Put the checkpoint of a sealed freeze. Raises StoreError."""
+    assert frozen.checkpoint is not None
+    with frozen.checkpoint.open("rb") as file:
+        body = FileSlice(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        try:
+            store.put(
+                layout.ckpt_key(frozen.number), body, content_type=JOURNAL_TYPE, if_none_match=True
+            )
+        except ConflictError:
+            # Our own, by an attempt whose answer was lost: nobody else sealed this number.
+            return
+
+
+def collect_garbage(store: ScopedStore, frozen: Frozen) -> int:
+    """Delete what the checkpoint just put does not name (invariant 3); returns how many."""
+    assert frozen.checkpoint is not None
+    records = open_records(frozen.checkpoint, "checkpoint", whole=True)
+    named = {frozen.number}
+    for frame in records.frames():
+        if frame.table == keys.T_CHUNKS:
+            named.update(int.from_bytes(raw[:8], "big") for raw in frame.values)
+    checkpoints = sorted(_numbers(store, layout.CKPT_PREFIX))
+    now_ns = max((modified for _, _, modified in checkpoints), default=0)
+    limit_ns = now_ns - GC_GRACE_S * 1_000_000_000
+    gone = [
+        layout.ckpt_key(n)
+        for n, _, modified in checkpoints[:-CHECKPOINTS_KEPT]
+        if modified < limit_ns
+    ]
+    for prefix in (layout.SEG_PREFIX, layout.BLOB_PREFIX):
+        for number, _, modified in _numbers(store, prefix):
+            if number in named or modified >= limit_ns:
+                continue
+            if prefix == layout.SEG_PREFIX and number > frozen.number:
+                continue
+            gone.append(layout.object_key(number))
+    failures = store.delete_many(gone)
+    return len(gone) - len(failures)
+
+
+def _fetch_records(store: ScopedStore, key: str, directory: Path, name: str) -> RecordsFile:
+    """Header and records of a journal object into a spool file, verified."""
+    first = store.get(key, 0, WHOLE_GET_BYTES_MAX)
+    header = journal.decode_header(first.data, key)
+    if first.total_bytes != header.total_bytes:
+        raise FormatError(key, f"{first.total_bytes} bytes; its header says {header.total_bytes}")
+    if len(first.data) == header.total_bytes:
+        _, records = journal.open_object(first.data, key)
+        raw: bytes | memoryview = records
+    else:
+        raw = store.get(key, header.records_offset, header.records_bytes).data
+        journal.check_records(header, raw, key)
+    path = directory / name
+    path.unlink(missing_ok=True)
+    with create(path) as file:
+        file.write(first.data[:HEADER_BYTES])
+        file.write(raw)
+    return open_records(path, key, whole=False)
+
+
+def restore(
+    store: ScopedStore,
+    directory: Path,
+    pool: Executor,
+    progress: Callable[[int, int], None],
+) -> tuple[JournalState, list[RecordsFile]]:
+    """Bring checkpoint and later segments into the spool, verified, in order of replay."""
+    state = survey(store)
+    jobs = [(layout.seg_key(n), n, journal.KIND_SEGMENT) for n in state.segments]
+    if state.checkpoint:
+        key = layout.ckpt_key(state.checkpoint)
+        jobs.insert(0, (key, state.checkpoint, journal.KIND_CHECKPOINT))
+    futures = [
+        pool.submit(_fetch_records, store, key, directory, f"restore-{kind}-{n:016x}")
+        for key, n, kind in jobs
+    ]
+    files: list[RecordsFile] = []
+    before = ""
+    for (key, number, kind), future in zip(jobs, futures, strict=True):
+        file = future.result()
+        header = file.header
+        _check_place(header, key, state.workspace, number)
+        if header.kind != kind:
+            raise FormatError(key, f"is a {header.kind}")
+        if kind == journal.KIND_SEGMENT and before and header.prev_hash != before:
+            raise FormatError(key, "does not continue the segment before it")
+        before = header.prev_hash if kind == journal.KIND_CHECKPOINT else file.header_hash
+        files.append(file)
+        progress(len(files), len(jobs))
+    return state, files
+
+
+def conditional_json(found: Conditional) -> dict[str, bool]:
+    """What the probe found, as JSON."""
+    return asdict(found)
+
+
+def conditional_from(value: dict[str, bool]) -> Conditional:
+    """The inverse of `conditional_json`."""
+    return Conditional(**value)

@@ -1,0 +1,215 @@
+"""Carrying out the mirror's plan: early deletes, writes in parallel, late deletes.
+
+Invariants
+1. Results are streamed while the work goes on, so that a crash loses a batch, not the pass.
+2. Whatever was begun is waited for: when `run` returns, nothing reads the freeze's files any more.
+3. A file whose new place could not be written keeps its old object.
+
+Called by worker. How one object is written safely: objects.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+from s3ws_fs.core.errors import (
+    ConflictError,
+    S3wsError,
+    TransientError,
+)
+from s3ws_fs.core.layout import FILES_PREFIX
+from s3ws_fs.core.mirrorplan import Op
+from s3ws_fs.core.records import MirrorRow
+from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer.fetch import ExtentSource
+from s3ws_fs.transfer.freeze import Frozen
+from s3ws_fs.transfer.objects import ForeignObjectError, MirrorObjects, StaleSourceError
+
+RESULTS_BATCH: Final = 200
+SUBMIT_WINDOW: Final = 64
+"""Operations under way or waiting at once: bounds memory and how long a stop takes."""
+TRANSIENT_STOP: Final = 8
+"""So many transient failures end a pass: the store is down, trying the rest is pointless."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(slots=True)
+class Batch:
+    """Results since the last report: rows that stand now, and mirror paths that are gone."""
+
+    rows: list[MirrorRow] = field(default_factory=list)
+    removed: list[bytes] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.removed)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How the pass ended. `conflicts` are {mirror path: reason}."""
+
+    conflicts: dict[str, str] = field(default_factory=dict)
+    failed_inos: set[int] = field(default_factory=set)
+    conflict_inos: set[int] = field(default_factory=set)
+    error: Exception | None = None
+    transient: int = 0
+    stopped: bool = False
+    written: int = 0
+
+
+class MirrorPass:
+    """One pass over the plan of a freeze."""
+
+    def __init__(
+        self,
+        store: ScopedStore,
+        source: ExtentSource,
+        frozen: Frozen,
+        *,
+        workspace: str,
+        directory: Path,
+        pool: Executor,
+        report: Callable[[Batch], None],
+        stop: threading.Event,
+    ) -> None:
+        self._store = store
+        self._todo = frozen.todo
+        self._objects = MirrorObjects(
+            store, source, frozen, workspace=workspace, directory=directory
+        )
+        self._pool = pool
+        self._report = report
+        self._stop = stop
+        self._batch = Batch()
+        self.outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Early deletes, ops, late deletes. Failures are in the outcome, not raised."""
+        plan = self._todo.plan
+        self._delete(plan.early)
+        if not self._stopped():
+            self._run_ops(plan.ops)
+        if not self._stopped():
+            # Invariant 3.
+            late = [row for row in plan.late if row.ino not in self.outcome.failed_inos]
+            self._delete(late)
+        else:
+            self.outcome.stopped = True
+        self._flush(0)
+        return self.outcome
+
+    def done(self) -> Iterator[tuple[int, int]]:
+        """(ino, generation) of what is finished after `run`."""
+        clean = self._clean()
+        for file in self._todo.files.values():
+            is_dir = file.rec is not None and file.rec.is_dir
+            if is_dir and not clean:
+                continue
+            if not self.outcome.stopped and file.ino not in self.outcome.failed_inos:
+                yield file.ino, self._todo.generation
+
+    def finish_dirs(self) -> None:
+        """Report directory rows, once everything below stands."""
+        if self._clean():
+            for path in self._todo.old_dir_rows:
+                self._batch.removed.append(path)
+                self._flush(RESULTS_BATCH)
+            for row in self._todo.dir_rows:
+                self._batch.rows.append(row)
+                self._flush(RESULTS_BATCH)
+        self._flush(0)
+
+    def _clean(self) -> bool:
+        outcome = self.outcome
+        return outcome.error is None and not outcome.stopped
+
+    def _stopped(self) -> bool:
+        return self._stop.is_set() or self.outcome.transient >= TRANSIENT_STOP
+
+    def _flush(self, at_least: int) -> None:
+        if len(self._batch) > at_least:
+            self._report(self._batch)
+            self._batch = Batch()
+
+    def _fail(self, ino: int, path: str, exc: Exception) -> None:
+        outcome = self.outcome
+        outcome.failed_inos.add(ino)
+        if isinstance(exc, ForeignObjectError):
+            outcome.conflicts[path] = str(exc)
+            outcome.conflict_inos.add(ino)
+            return
+        outcome.error = outcome.error or exc
+        outcome.transient += isinstance(exc, TransientError)
+
+    def _run_ops(self, ops: Sequence[Op]) -> None:
+        for op, done in _windowed(self._pool, self._objects.write, ops, self._stopped):
+            try:
+                row = done()
+            except Exception as exc:
+                self._fail(op.target.ino, op.target.path, exc)
+                if isinstance(exc, StaleSourceError):
+                    self._batch.removed.append(exc.path)
+            else:
+                self.outcome.written += 1
+                self._batch.rows.append(row)
+            self._flush(RESULTS_BATCH)
+
+    def _delete(self, rows: Sequence[MirrorRow]) -> None:
+        checked: list[MirrorRow] = []
+        for row, done in _windowed(self._pool, self._objects.to_delete, rows, lambda: False):
+            try:
+                found = done()
+            except (S3wsError, OSError) as exc:
+                self._fail(row.ino, row.path.decode(), exc)
+                continue
+            if found is None:
+                self._batch.removed.append(row.path)
+            else:
+                checked.append(found)
+        by_key = {FILES_PREFIX + row.path.decode(): row for row in checked}
+        try:
+            failures = self._store.delete_many(
+                (key, row.etag) if row.etag else key for key, row in by_key.items()
+            )
+        except (S3wsError, OSError) as exc:
+            for row in checked:
+                self._fail(row.ino, row.path.decode(), exc)
+            return
+        for failure in failures:
+            row = by_key.pop(failure.key)
+            if isinstance(failure.error, ConflictError):
+                # Somebody else's object now: it stays, and is ours no more.
+                self.outcome.conflicts[row.path.decode()] = "it was replaced from outside"
+                self._batch.removed.append(row.path)
+            else:
+                self._fail(row.ino, row.path.decode(), failure.error)
+        for row in by_key.values():
+            self._batch.removed.append(row.path)
+            self._flush(RESULTS_BATCH)
+
+
+def _windowed(
+    pool: Executor,
+    work: Callable[[_T], _R],
+    items: Iterable[_T],
+    stopped: Callable[[], bool],
+) -> Iterator[tuple[_T, Callable[[], _R]]]:
+    """Run `work` on all items in the pool, SUBMIT_WINDOW at a time, yielding in order.
+
+    Once `stopped`, no more is started, but all that was is waited for.
+    """
+    waiting: list[tuple[_T, Callable[[], _R]]] = []
+    for item in items:
+        if stopped():
+            break
+        waiting.append((item, pool.submit(work, item).result))
+        if len(waiting) >= SUBMIT_WINDOW:
+            yield waiting.pop(0)
+    yield from waiting

@@ -1,0 +1,255 @@
+"""One object of the mirror: put or copied on a condition; and telling whose it is.
+
+Invariants
+1. An object is written only on condition that there stands what we last put (ETag), or nothing.
+2. When that fails, the object is looked at: with our mark it is ours (a lost answer, or a row lost
+   in a crash) and is taken over; without it, it is somebody else's, stays, and is reported.
+3. What was learnt from a listing only (hash NO_HASH) is looked at before it is overwritten, copied
+   from, or deleted.
+
+Called by mirror, from several threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import xxhash
+
+from s3ws_fs.core import content, mirrorplan
+from s3ws_fs.core.errors import ConflictError, NotFoundError, S3wsError
+from s3ws_fs.core.layout import FILES_PREFIX, blob_key
+from s3ws_fs.core.limits import EXTENT_BYTES
+from s3ws_fs.core.mirrorplan import NO_HASH, Op
+from s3ws_fs.core.records import InodeRec, MirrorRow
+from s3ws_fs.store.base import ObjectInfo
+from s3ws_fs.store.body import Body, FileSlice
+from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer.fetch import ExtentSource, pieces
+from s3ws_fs.transfer.freeze import Frozen
+from s3ws_fs.transfer.spool import create, file_hash
+from s3ws_fs.transfer.todo import TodoFile
+
+MEMORY_BODY_BYTES_MAX: Final = 4 << 20
+"""Larger bodies are put together in a spool file."""
+
+
+class ForeignObjectError(S3wsError):
+    """An object that this workspace did not put stands at a mirror path."""
+
+
+class StaleSourceError(S3wsError):
+    """The source of a copy is not what its row says: the row goes, the next pass puts the bytes."""
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+        super().__init__(f"the mirror object of {path!r} was changed from outside")
+
+
+class MirrorObjects:
+    """Writes objects of one frozen point. Thread-safe."""
+
+    def __init__(
+        self,
+        store: ScopedStore,
+        source: ExtentSource,
+        frozen: Frozen,
+        *,
+        workspace: str,
+        directory: Path,
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._frozen = frozen
+        self._todo = frozen.todo
+        self._workspace = workspace
+        self._directory = directory
+        self._serial = itertools.count()
+
+    def write(self, op: Op) -> MirrorRow:
+        """Carry out one operation; returns the row that stands then.
+
+        Raises ForeignObjectError, StaleSourceError, StoreError, FormatError.
+        """
+        file = self._todo.files[op.target.ino]
+        assert file.rec is not None
+        if op.row is not None and op.row.hash == NO_HASH:
+            known = self._adopt(op)
+            if known is not None:
+                return known
+        if op.kind == mirrorplan.COPY:
+            return self._copy_mirror(op, file.rec)
+        if op.kind == mirrorplan.COPY_BLOB:
+            blob = self._frozen.blobs[op.blob_id]
+            return self._copy(op, file.rec, blob_key(op.blob_id), None, blob.hash)
+        return self._put(op, file, file.rec)
+
+    def _adopt(self, op: Op) -> MirrorRow | None:
+        """The row when what a listing showed is already what is wanted."""
+        try:
+            info = self._store.head(FILES_PREFIX + op.target.path)
+        except NotFoundError:
+            return None
+        mark = content.our_mark(info.metadata, self._workspace)
+        target = op.target
+        if mark is None or mark[0] < target.generation or not target.generation:
+            return None
+        return self._row(op, info.etag, mark[1], generation=mark[0])
+
+    def _row(self, op: Op, etag: str, digest: bytes, generation: int = 0) -> MirrorRow:
+        target = op.target
+        generation = generation or self._todo.generation
+        path = target.path.encode()
+        return MirrorRow(path, target.ino, generation, target.data_gen, etag, digest)
+
+    def _metadata(self, rec: InodeRec, digest: bytes) -> dict[str, str]:
+        return content.object_metadata(
+            rec, digest=digest, generation=self._todo.generation, workspace=self._workspace
+        )
+
+    def _copy_mirror(self, op: Op, rec: InodeRec) -> MirrorRow:
+        source = op.source
+        assert source is not None
+        path = source.path.decode()
+        if source.hash == NO_HASH:
+            try:
+                info = self._store.head(FILES_PREFIX + path)
+            except NotFoundError:
+                raise StaleSourceError(source.path) from None
+            mark = content.our_mark(info.metadata, self._workspace)
+            if mark is None:
+                raise StaleSourceError(source.path)
+            source = replace(source, etag=info.etag, hash=mark[1])
+        try:
+            return self._copy(op, rec, FILES_PREFIX + path, source.etag, source.hash)
+        except (NotFoundError, ForeignObjectError):
+            if self._is_stale(source):
+                raise StaleSourceError(source.path) from None
+            raise
+
+    def _is_stale(self, row: MirrorRow) -> bool:
+        try:
+            return self._store.head(FILES_PREFIX + row.path.decode()).etag != row.etag
+        except NotFoundError:
+            return True
+
+    def _copy(
+        self, op: Op, rec: InodeRec, src: str, src_etag: str | None, digest: bytes
+    ) -> MirrorRow:
+        metadata = self._metadata(rec, digest)
+        kind = content.content_type(op.target.path)
+
+        def write(if_none_match: bool, if_match: str | None) -> str:
+            return self._store.copy(
+                src,
+                FILES_PREFIX + op.target.path,
+                src_if_match=src_etag,
+                content_type=kind,
+                metadata=metadata,
+                if_none_match=if_none_match,
+                if_match=if_match,
+            )
+
+        return self._row(op, self._write(op, write, digest), digest)
+
+    def _put(self, op: Op, file: TodoFile, rec: InodeRec) -> MirrorRow:
+        if content.is_inline_kind(rec):
+            return self._put_body(op, rec, body := content.inline_body(rec), _digest(body))
+        if rec.size <= MEMORY_BODY_BYTES_MAX:
+            whole = bytearray(rec.size)
+            for index, data in self._read(op, file):
+                whole[index * EXTENT_BYTES : index * EXTENT_BYTES + len(data)] = data
+            return self._put_body(op, rec, whole, _digest(whole))
+        path = self._directory / f"{self._frozen.flush_id}.{next(self._serial)}.body"
+        with create(path) as spooled:
+            path.unlink()
+            self._assemble(op, file, spooled, rec.size)
+            digest = file_hash(spooled, rec.size)
+            return self._put_body(op, rec, FileSlice(spooled.fileno(), 0, rec.size), digest)
+
+    def _read(self, op: Op, file: TodoFile) -> Iterator[tuple[int, bytes]]:
+        for part in pieces(file.extents()):
+            yield from self._source.read(file.ino, part, op.target.path)
+
+    def _assemble(self, op: Op, file: TodoFile, spooled: BinaryIO, size: int) -> None:
+        spooled.truncate(size)
+        for index, data in self._read(op, file):
+            spooled.seek(index * EXTENT_BYTES)
+            spooled.write(data)
+        spooled.flush()
+
+    def _put_body(self, op: Op, rec: InodeRec, body: Body, digest: bytes) -> MirrorRow:
+        metadata = self._metadata(rec, digest)
+        kind = (
+            content.content_type(op.target.path) if stat.S_ISREG(rec.mode) else content.DEFAULT_TYPE
+        )
+
+        def write(if_none_match: bool, if_match: str | None) -> str:
+            return self._store.put(
+                FILES_PREFIX + op.target.path,
+                body,
+                content_type=kind,
+                metadata=metadata,
+                if_none_match=if_none_match,
+                if_match=if_match,
+            )
+
+        return self._row(op, self._write(op, write, digest), digest)
+
+    def _write(self, op: Op, write: Callable[[bool, str | None], str], digest: bytes) -> str:
+        """Write under the right condition; returns the ETag. Raises ForeignObjectError."""
+        expected = op.row.etag if op.row is not None and op.row.hash != NO_HASH else None
+        if op.row is None or expected is not None:
+            try:
+                return write(expected is None, expected)
+            except ConflictError:
+                pass
+        info = self._look(op.target.path)
+        if info is None:
+            return self._write_where_nothing_is(op.target.path, write)
+        mark = content.our_mark(info.metadata, self._workspace)
+        if mark is None:
+            raise ForeignObjectError("an object that this workspace did not put stands there")
+        if mark == (self._todo.generation, digest):
+            return info.etag
+        return self._write_again(write, info.etag)
+
+    def _look(self, path: str) -> ObjectInfo | None:
+        try:
+            return self._store.head(FILES_PREFIX + path)
+        except NotFoundError:
+            return None
+
+    def _write_where_nothing_is(self, path: str, write: Callable[[bool, str | None], str]) -> str:
+        try:
+            return write(True, None)
+        except ConflictError:
+            if self._look(path) is not None:
+                raise ForeignObjectError("somebody else is writing there") from None
+        # SeaweedFS keeps a directory's entry when the last object below is gone, and says "exists"
+        # to a must-create put of its name, where HEAD says there is none: two looks must do.
+        return write(False, None)
+
+    def _write_again(self, write: Callable[[bool, str | None], str], etag: str) -> str:
+        try:
+            return write(False, etag)
+        except ConflictError as exc:
+            raise ForeignObjectError("somebody else is writing there") from exc
+
+    def to_delete(self, row: MirrorRow) -> MirrorRow | None:
+        """The row to delete, looked at when only a listing vouches for it; None: leave it alone."""
+        if row.hash != NO_HASH:
+            return row
+        info = self._look(row.path.decode())
+        if info is None or content.our_mark(info.metadata, self._workspace) is None:
+            return None
+        return replace(row, etag=info.etag)
+
+
+def _digest(data: bytes | bytearray) -> bytes:
+    return xxhash.xxh3_128_digest(data)

@@ -1,0 +1,341 @@
+"""The transfer worker: a child process that talks to the store, so that the daemon never does.
+
+Run as `python -m s3ws_fs.transfer.worker --fd N`, N being one end of a socketpair (wire.py).
+
+Invariants
+1. It opens the cache read-only and writes only below the cache's spool directory.
+2. It may be killed at any moment: what it knows is in the cache, the bucket, or not yet promised.
+3. It ends by itself: when the parent's end closes (at once, whatever is under way), or after IDLE_S
+   without a request.
+4. Flush work (freeze, seal, mirror, …) runs one at a time in its lane; fetches have a lane of their
+   own, so that a person's read never waits behind a flush.
+
+Started by client; called by nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import queue
+import select
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from s3ws_fs.cache.reader import CacheReader, open_reader
+from s3ws_fs.core.config import StoreConfig
+from s3ws_fs.core.errors import ExitCode, PermanentError, S3wsError, UserError
+from s3ws_fs.core.types import Location
+from s3ws_fs.store.factory import open_store
+from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer import journaling, reconcile, spool, wire
+from s3ws_fs.transfer.fetch import ExtentSource, coalesce, fetch_group
+from s3ws_fs.transfer.freeze import FreezeRequest, Frozen, freeze
+from s3ws_fs.transfer.mirror import Batch, MirrorPass
+
+IDLE_S: Final = 60.0
+NICENESS: Final = 5
+FETCH_LANES: Final = 3
+"""Threads for reads asked for; of the store's connections they leave the rest to the flush."""
+LIST_BATCH: Final = 2000
+
+Reply = Callable[..., None]
+
+
+class Worker:
+    """State of the process: the store, the cache's reader, and the freeze under way."""
+
+    def __init__(self, sock: socket.socket, idle_s: float = IDLE_S) -> None:
+        self._sock = sock
+        self._idle_s = idle_s
+        self._send_lock = threading.Lock()
+        self._busy = 0
+        self._busy_lock = threading.Lock()
+        self._flush_lane: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._store: ScopedStore | None = None
+        self._reader: CacheReader | None = None
+        self._frozen: Frozen | None = None
+        self._stop_mirror = threading.Event()
+        self._spool = Path()
+        self._workspace = ""
+        self._transfers: ThreadPoolExecutor | None = None
+        self._fetches = ThreadPoolExecutor(FETCH_LANES, "fetch")
+
+    def run(self) -> None:
+        """Serve until the parent's end closes or nothing was asked for IDLE_S."""
+        threading.Thread(target=self._flush_loop, name="flush", daemon=True).start()
+        while True:
+            ready, _, _ = select.select([self._sock], [], [], self._idle_s)
+            if not ready:
+                with self._busy_lock:
+                    if self._busy == 0 and self._frozen is None:
+                        return
+                continue
+            head = self._read(wire.HEAD_BYTES)
+            if head is None:
+                return
+            rest = self._read(wire.rest_bytes(head))
+            if rest is None:
+                return
+            self._dispatch(*wire.decode(head, rest))
+
+    def _read(self, count: int) -> bytes | None:
+        parts = []
+        while count:
+            part = self._sock.recv(min(count, 1 << 20))
+            if not part:
+                return None
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def _flush_loop(self) -> None:
+        while True:
+            self._flush_lane.get()()
+
+    def _dispatch(self, ask: dict[str, Any], _: memoryview) -> None:
+        with self._busy_lock:
+            self._busy += 1
+
+        def job() -> None:
+            self._answer(ask)
+
+        if ask["cmd"] == "stop-mirror":
+            self._stop_mirror.set()
+            job()
+        elif ask["cmd"] == "fetch":
+            self._fetches.submit(job)
+        else:
+            self._flush_lane.put(job)
+
+    def _send(self, message: dict[str, Any], payload: bytes | memoryview = b"") -> None:
+        frame = wire.encode(message, payload)
+        with self._send_lock:
+            self._sock.sendall(frame)
+
+    def _answer(self, ask: dict[str, Any]) -> None:
+        number = ask["id"]
+
+        def part(body: dict[str, Any], payload: bytes | memoryview = b"") -> None:
+            self._send({"id": number, "part": body}, payload)
+
+        try:
+            result = getattr(self, "do_" + ask["cmd"].replace("-", "_"))(ask, part)
+            message = {"id": number, "ok": result or {}}
+        except (S3wsError, OSError) as exc:
+            message = {"id": number, "error": wire.error_json(exc)}
+        except Exception as exc:
+            traceback.print_exc(file=sys.stderr)
+            message = {"id": number, "error": wire.error_json(exc)}
+        if self._store is not None:
+            message["requests"] = self._store.counters.by_op()
+        with self._busy_lock:
+            self._busy -= 1
+        try:
+            self._send(message)
+        except OSError:
+            os._exit(0)
+
+    @property
+    def store(self) -> ScopedStore:
+        """The store. Raises PermanentError before `hello`."""
+        if self._store is None:
+            raise PermanentError("worker", "", "hello comes first")
+        return self._store
+
+    @property
+    def reader(self) -> CacheReader:
+        """The cache. Raises PermanentError before `hello`."""
+        if self._reader is None:
+            raise PermanentError("worker", "", "hello comes first")
+        return self._reader
+
+    def _kept(self, ask: dict[str, Any]) -> Frozen:
+        if self._frozen is None or self._frozen.flush_id != ask["flush_id"]:
+            raise wire.OwnSealError("this worker does not hold that freeze")
+        return self._frozen
+
+    def do_hello(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """Open store and cache; no request is made."""
+        config = StoreConfig.from_json(ask["store"])
+        directory = Path(ask["cache_dir"])
+        self._spool = Path(ask["spool_dir"])
+        self._reader = open_reader(directory)
+        self._store = open_store(config, ask["prefix"])
+        self._transfers = ThreadPoolExecutor(max(1, config.max_parallel - FETCH_LANES), "transfer")
+        self._workspace = ask.get("workspace", "")
+        if ask.get("conditional") is not None:
+            self.store.assume(journaling.conditional_from(ask["conditional"]))
+        return {"pid": os.getpid()}
+
+    def do_probe(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """Does it answer, and does it keep conditions? Raises UserError exit 6."""
+        self.store.check()
+        found = self.store.probe_conditional()
+        if not found.safe and not ask["allow_unconditional"]:
+            raise UserError(
+                "the store ignores conditional writes: two writers could overwrite each other",
+                remedy="Use a store that keeps If-None-Match and If-Match on PUT (AWS S3, MinIO, "
+                "SeaweedFS), or allow it with WORKSPACE_ALLOW_UNCONDITIONAL=1 and one writer only.",
+                exit_code=ExitCode.STORE,
+            )
+        return {"conditional": journaling.conditional_json(found)}
+
+    def do_survey(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """What stands in the journal."""
+        return journaling.survey(self.store).to_json()
+
+    def do_make_workspace(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """Create or read journal/workspace.json."""
+        self._workspace = journaling.make_workspace(self.store, ask["uuid"], ask["created_ns"])
+        return {"workspace": self._workspace}
+
+    def do_restore(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """Bring the records into the spool; one part a file, in order of replay."""
+        assert self._transfers is not None
+        state, files = journaling.restore(
+            self.store,
+            self._spool,
+            self._transfers,
+            lambda done, of: part({"progress": [done, of]}),
+        )
+        self._workspace = state.workspace or ""
+        for file in files:
+            part({"file": str(file.path), "where": file.where, "kind": file.header.kind})
+        return state.to_json()
+
+    def do_freeze(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """Copy out what is unsealed and what the mirror has to look at."""
+        if self._frozen is not None:
+            self._frozen.close()
+            self._frozen = None
+        spool.clean(self._spool)
+        frozen = freeze(self.reader, self._spool, FreezeRequest.from_json(ask["freeze"]))
+        self._frozen = frozen
+        self._workspace = ask["freeze"]["workspace"]
+        header = frozen.header
+        plan = frozen.todo.plan
+        return {
+            "generation": frozen.generation,
+            "seal": header is not None,
+            "checkpoint": frozen.checkpoint is not None,
+            "segment": None if frozen.segment is None else str(frozen.segment),
+            "header_hash": frozen.header_hash,
+            "segment_bytes": 0 if header is None else header.total_bytes,
+            "records": 0 if header is None else header.puts + header.tombs,
+            "blobs": len(frozen.blobs),
+            "mirror_files": len(plan.ops) + len(plan.early) + len(plan.late),
+            "todo": len(frozen.todo.files),
+        }
+
+    def do_seal(self, ask: dict[str, Any], part: Reply) -> None:
+        """Ship blobs, then the segment."""
+        frozen = self._kept(ask)
+        assert self._transfers is not None
+        if frozen.blobs:
+            journaling.ship_blobs(
+                self.store, frozen, self._transfers, lambda count: part({"shipped": count})
+            )
+        journaling.seal(self.store, frozen)
+
+    def do_checkpoint(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """Put the checkpoint of the sealed freeze, then remove garbage."""
+        frozen = self._kept(ask)
+        journaling.put_checkpoint(self.store, frozen)
+        return {"removed": journaling.collect_garbage(self.store, frozen)}
+
+    def do_mirror(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """Bring files/ to the frozen point; results come in parts. Ends the freeze."""
+        frozen = self._kept(ask)
+        assert self._transfers is not None
+        self._stop_mirror.clear()
+        mirroring = MirrorPass(
+            self.store,
+            ExtentSource(self.store, self.reader, frozen),
+            frozen,
+            workspace=self._workspace,
+            directory=self._spool,
+            pool=self._transfers,
+            report=lambda batch: part(_batch_json(batch)),
+            stop=self._stop_mirror,
+        )
+        outcome = mirroring.run()
+        mirroring.finish_dirs()
+        done = list(mirroring.done())
+        for at in range(0, len(done), LIST_BATCH):
+            part({"done": done[at : at + LIST_BATCH]})
+        # One whose new place is taken by somebody else may have been found by walking only.
+        part({"look_at": sorted(outcome.conflict_inos)})
+        todo = frozen.todo
+        result = {
+            "written": outcome.written,
+            "stopped": self._stop_mirror.is_set(),
+            "failed": len(outcome.failed_inos),
+            "conflict_inos": len(outcome.conflict_inos),
+            "conflicts": [[path, why] for path, why in outcome.conflicts.items()],
+            "unmirrored": [
+                [ino, path.decode("latin-1"), why]
+                for ino, path, why in todo.unmirrored[:LIST_BATCH]
+            ],
+            "error": None if outcome.error is None else wire.error_json(outcome.error),
+        }
+        frozen.close()
+        self._frozen = None
+        return result
+
+    def do_reconcile(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """After a restore: learn from a listing what stands in the mirror."""
+        return reconcile.reconcile(
+            self.store, self.reader, self._workspace, ask["prefix_bytes"], part
+        )
+
+    def do_stop_mirror(self, ask: dict[str, Any], part: Reply) -> None:
+        """End the mirror pass under way early; what is left stays on the to-do."""
+
+    def do_drop(self, ask: dict[str, Any], part: Reply) -> None:
+        """Give up the freeze under way."""
+        if self._frozen is not None:
+            self._frozen.close()
+            self._frozen = None
+
+    def do_fetch(self, ask: dict[str, Any], part: Reply) -> None:
+        """Bytes of locations, verified, a part a GET."""
+        wanted = [
+            Location(object_id, offset, length, bytes.fromhex(digest))
+            for object_id, offset, length, digest in ask["locations"]
+        ]
+        for group in coalesce(wanted):
+            found = fetch_group(self.store, group)
+            items = [[loc.object_id, loc.offset, loc.length] for loc in found]
+            part({"items": items}, b"".join(found.values()))
+
+
+def _batch_json(batch: Batch) -> dict[str, Any]:
+    return {"rows": wire.rows_json(batch.rows), "removed": wire.paths_json(batch.removed)}
+
+
+def main() -> None:
+    """Entry point of the child process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--idle-s", type=float, default=IDLE_S)
+    args = parser.parse_args()
+    os.nice(NICENESS)
+    with (
+        socket.socket(fileno=args.fd) as sock,
+        contextlib.suppress(ConnectionError, KeyboardInterrupt),
+    ):
+        Worker(sock, args.idle_s).run()
+    # Threads may hang in the network for as long as its timeouts: nothing of theirs is needed.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

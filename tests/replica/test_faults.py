@@ -1,0 +1,291 @@
+"""What goes wrong: other writers, foreign objects, damage, dead workers, stores that are away."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import trio
+
+from s3ws_fs.core import journal, layout
+from s3ws_fs.core.config import MountConfig
+from s3ws_fs.core.errors import CacheError, ExitCode, FsError, TransientError, UserError
+from s3ws_fs.store.scoped import ScopedStore
+from tests.replica.conftest import Mounter
+from tests.replica.test_roundtrip import mirror
+from tests.support.seaweed import Seaweed
+
+
+def the_segments(bucket: ScopedStore) -> list[str]:
+    return [entry.key for entry in bucket.list(layout.SEG_PREFIX)]
+
+
+async def test_a_second_writer_is_fenced(mounter: Mounter, bucket: ScopedStore) -> None:
+    async with mounter("a") as first:
+        first.write("a", b"1")
+        await first.sync()
+        async with mounter("b") as second:
+            second.write("b", b"2")
+            await second.sync()
+            before = the_segments(bucket)
+            first.write("a", b"lost race")
+            with pytest.raises(UserError) as caught:
+                await first.sync()
+            assert caught.value.exit_code == ExitCode.FENCED
+            assert first.replica.status()["health"]["state"] == "fenced"
+            with pytest.raises(UserError) as caught:
+                await first.replica.final_flush(lambda _: None)
+            assert caught.value.exit_code == ExitCode.FENCED
+            assert the_segments(bucket) == before
+            assert mirror(bucket) == {"a": b"1", "b": b"2"}
+    with pytest.raises(UserError) as caught:
+        async with mounter("a"):
+            pass
+    assert caught.value.exit_code == ExitCode.FENCED
+    async with mounter("c") as m:
+        assert await m.read("a") == b"1"
+
+
+async def test_a_clean_cache_behind_the_bucket_is_rebuilt(mounter: Mounter) -> None:
+    async with mounter("a") as m:
+        m.write("a", b"old")
+        await m.sync()
+    async with mounter("b") as m:
+        m.write("a", b"new")
+        await m.sync()
+    async with mounter("a") as m:
+        assert await m.read("a") == b"new"
+
+
+async def test_a_worker_killed_in_mid_flush(mounter: Mounter, bucket: ScopedStore) -> None:
+    async with mounter("a", run=True) as m:
+        for number in range(100):
+            m.write(f"f{number}", os.urandom(20_000))
+            if number % 20 == 10:
+                await trio.sleep(0.06)
+                pid = m.replica.worker.pid
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
+        with trio.fail_after(60):
+            while m.replica.status()["generation"]["mirrored"] < m.cache.generation:
+                await trio.sleep(0.05)
+        assert m.replica.worker.spawned > 1
+        assert m.replica.status()["health"]["state"] == "ok"
+        tree = m.tree()
+        want = {f"f{number}": await m.read(f"f{number}") for number in range(100)}
+    assert mirror(bucket) == want
+    async with mounter("b") as m:
+        assert m.tree() == tree
+        await m.replica.hydrate()
+        assert {path: await m.read(path) for path in want} == want
+
+
+async def test_a_foreign_object_is_left_alone_and_reported(
+    mounter: Mounter, bucket: ScopedStore
+) -> None:
+    async with mounter("a") as m:
+        m.write("mine", b"1")
+        m.write("fine", b"2")
+        await m.sync()
+        bucket.put("files/mine", b"edited outside")
+        bucket.put("files/new", b"made outside")
+        m.write("mine", b"changed here")
+        m.write("new", b"also here")
+        m.write("dir/fine", b"3")
+        result = await m.sync()
+        assert {item["path"] for item in result["conflicts"]} == {"mine", "new"}
+        assert result["sealed"] >= result["generation"]
+        want = {"mine": b"edited outside", "new": b"made outside", "fine": b"2", "dir/fine": b"3"}
+        assert mirror(bucket) == want
+        assert len(await m.replica.final_flush(lambda _: None)) == 2
+    async with mounter("a") as m:
+        bucket.delete("files/mine")
+        bucket.delete("files/new")
+        await m.sync()
+        assert not m.replica.status()["mirror"]["conflicts"]
+    want.update({"mine": b"changed here", "new": b"also here"})
+    assert mirror(bucket) == want
+
+
+async def test_deleting_spares_a_replaced_object(mounter: Mounter, bucket: ScopedStore) -> None:
+    async with mounter("a") as m:
+        m.write("gone", b"1")
+        await m.sync()
+        bucket.put("files/gone", b"somebody else's")
+        m.unlink("gone")
+        await m.sync()
+    assert mirror(bucket) == {"gone": b"somebody else's"}
+
+
+async def test_an_object_lost_outside_comes_back_with_the_next_change(
+    mounter: Mounter, bucket: ScopedStore
+) -> None:
+    async with mounter("a") as m:
+        m.write("f", b"1")
+        await m.sync()
+        bucket.delete("files/f")
+        m.write("f", b"2")
+        await m.sync()
+        bucket.delete("files/f")
+        m.rename("f", "g")
+        with pytest.raises(UserError):
+            await m.sync()
+        await m.sync()
+    assert mirror(bucket) == {"g": b"2"}
+
+
+async def test_damaged_bytes_are_an_error_that_names_the_path(
+    mounter: Mounter, bucket: ScopedStore
+) -> None:
+    async with mounter("a") as m:
+        m.write("good", b"g" * 5000)
+        await m.sync()
+        m.write("dir/bad", b"b" * 5000)
+        await m.sync()
+    key = the_segments(bucket)[-1]
+    raw = bytearray(bucket.get(key).data)
+    raw[raw.index(b"bbbb", journal.HEADER_BYTES) + 2] ^= 1
+    async with mounter("b") as m:
+        bucket.put(key, bytes(raw))
+        with pytest.raises(FsError, match="dir/bad"):
+            await m.read("dir/bad")
+        await m.replica.hydrate()
+        assert [item["path"] for item in m.replica.status()["hydration"]["damaged"]] == ["dir/bad"]
+        assert await m.read("good") == b"g" * 5000
+
+
+async def test_a_damaged_journal_restores_nothing_and_pushes_nothing(
+    mounter: Mounter, bucket: ScopedStore
+) -> None:
+    async with mounter("a") as m:
+        for number in range(3):
+            m.write(f"f{number}", b"x" * 100)
+            await m.sync()
+    keys = the_segments(bucket)
+    good = bucket.get(keys[1]).data
+    bad = bytearray(good)
+    bad[-40] ^= 0x10
+    bucket.put(keys[1], bytes(bad))
+    with pytest.raises(UserError, match=keys[1]):
+        async with mounter("b"):
+            pass
+    bucket.delete(keys[1])
+    with pytest.raises(UserError, match="missing"):
+        async with mounter("b"):
+            pass
+    assert the_segments(bucket) == [keys[0], keys[2]]
+    bucket.put(keys[1], good)
+    async with mounter("b") as m:
+        assert await m.read("f2") == b"x" * 100
+
+
+async def test_a_cache_of_another_workspace_is_refused(
+    mounter: Mounter, bucket: ScopedStore
+) -> None:
+    async with mounter("a") as m:
+        m.write("f", b"1")
+        await m.sync()
+    for entry in list(bucket.list()):
+        bucket.delete(entry.key)
+    with pytest.raises(CacheError) as caught:
+        async with mounter("a"):
+            pass
+    assert caught.value.exit_code == ExitCode.BAD_CACHE
+    assert not list(bucket.list())
+
+
+async def test_nothing_outside_the_workspace_is_touched(
+    mounter: Mounter, config: MountConfig, bucket: ScopedStore
+) -> None:
+    outside = bucket._inner
+    above = config.workspace.prefix.removesuffix("workspace/")
+    outside.put(above + "events/1.json", b"theirs")
+    async with mounter("a") as m:
+        m.write("f", b"1")
+        await m.sync()
+        m.unlink("f")
+        await m.sync()
+    async with mounter("b"):
+        pass
+    ours = [e.key for e in outside.list(above) if not e.key.startswith(config.workspace.prefix)]
+    assert ours == [above + "events/1.json"]
+    assert outside.get(above + "events/1.json").data == b"theirs"
+
+
+@pytest.mark.parametrize("store_config", [pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
+async def test_a_store_that_is_away_and_comes_back(
+    seaweed: Seaweed, mounter: Mounter, bucket: ScopedStore
+) -> None:
+    server = seaweed
+    async with mounter("a", run=True) as m:
+        m.write("f", b"1")
+        await m.sync()
+        server.stop()
+        try:
+            m.write("f", b"2")
+            with trio.fail_after(60):
+                while m.replica.status()["health"]["state"] != "degraded":
+                    await trio.sleep(0.02)
+            assert m.replica.status()["health"]["error"]
+            with pytest.raises(UserError) as caught:
+                await m.sync()
+            assert caught.value.exit_code == ExitCode.STORE
+            m.write("f", b"3")
+        finally:
+            server.start()
+        with trio.fail_after(90):
+            while m.replica.status()["generation"]["mirrored"] < m.cache.generation:
+                await trio.sleep(0.02)
+        assert m.replica.status()["health"]["state"] == "ok"
+    assert mirror(bucket) == {"f": b"3"}
+
+
+async def test_checkpoints_fold_and_restore(
+    mounter: Mounter, bucket: ScopedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s3ws_fs.replica.flusher.CHECKPOINT_EVERY_SEGMENTS", 4)
+    async with mounter("a") as m:
+        for number in range(11):
+            m.write(f"d{number % 2}/f{number}", b"%d" % number * 100)
+            if number > 2:
+                m.unlink(f"d{(number - 2) % 2}/f{number - 2}")
+            await m.sync()
+        tree = m.tree()
+    checkpoints = [entry.key for entry in bucket.list(layout.CKPT_PREFIX)]
+    assert checkpoints == [layout.ckpt_key(4), layout.ckpt_key(8)]
+    async with mounter("b") as m:
+        assert m.tree() == tree
+        await m.replica.hydrate()
+        assert await m.read("d0/f10") == b"10" * 100
+        assert await m.replica.final_flush(lambda _: None) == []
+        assert m.replica.status()["requests"]["head"] <= 20
+    want = {"d1/f9": b"9" * 100, "d0/f10": b"10" * 100, "d0/f0": b"0" * 100}
+    assert {path: mirror(bucket)[path] for path in want} == want
+
+
+@pytest.mark.parametrize("remount", [False, True], ids=["same daemon", "next daemon"])
+async def test_a_seal_that_was_not_noted_is_adopted(
+    mounter: Mounter, bucket: ScopedStore, monkeypatch: pytest.MonkeyPatch, remount: bool
+) -> None:
+    """The daemon dies, or the answer is lost, between the seal and the forgetting."""
+
+    async def lost(*_: object) -> None:
+        raise TransientError("seal", "journal", "the answer was lost")
+
+    async with mounter("a") as m:
+        m.write("f", b"sealed, but who knows")
+        with monkeypatch.context() as patch:
+            patch.setattr(m.replica._flusher, "_forget", lost)
+            with pytest.raises(UserError):
+                await m.sync()
+        assert len(the_segments(bucket)) == 1
+        if not remount:
+            await m.sync()
+    if remount:
+        async with mounter("a") as m:
+            await m.sync()
+    assert len(the_segments(bucket)) == 2
+    async with mounter("b") as m:
+        assert await m.read("f") == b"sealed, but who knows"
+    assert mirror(bucket) == {"f": b"sealed, but who knows"}

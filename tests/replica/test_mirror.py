@@ -1,0 +1,136 @@
+"""The mirror behind the seal: interrupted, repeated, coalesced, and never in the seal's way."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import trio
+
+from s3ws_fs.core.types import ROOT_INO
+from s3ws_fs.store.scoped import ScopedStore
+from tests.replica.conftest import CRED, Mounter
+from tests.replica.test_roundtrip import mirror
+
+
+async def test_an_interrupted_pass_goes_on_later(mounter: Mounter, bucket: ScopedStore) -> None:
+    async with mounter("a") as m:
+        for number in range(400):
+            m.write(f"f{number}", b"%d" % number)
+        flush_id, _ = await m.replica._flusher.flush()
+        async with trio.open_nursery() as nursery:
+            written = trio.Event()
+
+            async def stop() -> None:
+                await written.wait()
+                await m.replica._flusher.stop_mirror()
+
+            nursery.start_soon(stop)
+            result = await m.replica._flusher.mirror(flush_id, lambda _: written.set())
+        first = result.written
+        assert result.stopped
+        assert 0 < first < 400
+        puts = m.replica.status()["requests"]["put"]
+        await m.sync()
+        assert m.replica.status()["requests"]["put"] - puts == 400 - first
+        assert m.replica.status()["mirror"]["pending_files"] == 0
+    assert len(mirror(bucket)) == 400
+
+
+async def test_overwrites_are_coalesced(mounter: Mounter, bucket: ScopedStore) -> None:
+    async with mounter("a") as m:
+        for number in range(20):
+            m.write("f", b"%020d" % number)
+            await m.replica._flusher.flush()
+        puts = m.replica.status()["requests"]["put"]
+        await m.sync()
+        assert m.replica.status()["requests"]["put"] - puts == 1
+    assert mirror(bucket) == {"f": b"%020d" % 19}
+
+
+async def test_the_mirror_shows_the_frozen_point(mounter: Mounter, bucket: ScopedStore) -> None:
+    async with mounter("a") as m:
+        m.write("f", b"frozen")
+        m.write("big", b"1" * 3_000_000)
+        flush_id, _ = await m.replica._flusher.flush()
+        m.write("f", b"later!")
+        m.write("big", b"2" * 3_000_000)
+        m.rename("f", "g")
+        await m.replica._flusher.mirror(flush_id, lambda _: None)
+        assert mirror(bucket) == {"f": b"frozen", "big": b"1" * 3_000_000}
+        await m.sync()
+        assert mirror(bucket) == {"g": b"later!", "big": b"2" * 3_000_000}
+
+
+async def test_partly_changed_large_file(mounter: Mounter, bucket: ScopedStore) -> None:
+    data = bytearray(os.urandom(9_000_000))
+    async with mounter("a") as m:
+        m.write("big", bytes(data))
+        await m.sync()
+    async with mounter("b") as m:
+        data[5_000_000:5_000_100] = bytes(100)
+        ino = m.ino("big")
+        while (need := m.fs.write(ino, 5_000_000, bytes(100))) != 100:
+            assert not isinstance(need, int)
+            await m.replica.fetch(need)
+        await m.sync()
+        assert mirror(bucket) == {"big": bytes(data)}
+    async with mounter("c") as m:
+        assert await m.read("big") == data
+
+
+async def test_truncated_and_grown(mounter: Mounter, bucket: ScopedStore) -> None:
+    async with mounter("a") as m:
+        ino = m.write("f", b"x" * 100_000)
+        await m.sync()
+        m.fs.setattr(ino, size=40_000)
+        m.fs.setattr(ino, size=90_000)
+        await m.sync()
+    want = b"x" * 40_000 + bytes(50_000)
+    assert mirror(bucket) == {"f": want}
+    async with mounter("b") as m:
+        assert await m.read("f") == want
+
+
+async def test_a_sparse_giant_is_in_the_journal_only(mounter: Mounter, bucket: ScopedStore) -> None:
+    async with mounter("a") as m:
+        ino = m.fs.create(ROOT_INO, b"giant", 0o644, CRED).ino
+        m.fs.write(ino, 3 << 30, b"end")
+        await m.sync()
+        listed = m.replica.status()["mirror"]["unmirrored"]
+        assert [item["path"] for item in listed] == ["giant"]
+        m.fs.setattr(ino, size=10)
+        await m.sync()
+        assert not m.replica.status()["mirror"]["unmirrored"]
+    assert mirror(bucket) == {"giant": bytes(10)}
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+async def test_swapped_files(mounter: Mounter, bucket: ScopedStore, rounds: int) -> None:
+    async with mounter("a") as m:
+        m.write("x", b"first")
+        m.write("y", b"second")
+        await m.sync()
+        for _ in range(rounds):
+            m.fs.rename(ROOT_INO, b"x", ROOT_INO, b"y", 2)
+        await m.sync()
+    want = [b"first", b"second"]
+    assert mirror(bucket) == dict(zip("xy" if rounds == 2 else "yx", want, strict=True))
+
+
+async def test_an_unlinked_open_file_is_gone_elsewhere(
+    mounter: Mounter, bucket: ScopedStore
+) -> None:
+    async with mounter("a") as m:
+        ino = m.write("f", b"still open")
+        m.fs.open(ino)
+        m.fs.unlink(ROOT_INO, b"f")
+        await m.sync()
+        used = m.cache.head.inodes
+    assert mirror(bucket) == {}
+    async with mounter("b") as m:
+        assert m.cache.head.inodes == used - 1
+        assert m.cache.head.used_bytes == 0
+        await m.sync()
+    async with mounter("c") as m:
+        assert m.tree().keys() == {""}

@@ -1,0 +1,181 @@
+"""The worker as a process of its own, over its protocol, on a local store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+import xxhash
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.core import layout
+from s3ws_fs.core.config import StoreConfig
+from s3ws_fs.core.errors import FormatError, PermanentError, TransientError
+from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.store.factory import open_store
+from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer.client import WorkerClient
+from tests.transfer.conftest import PREFIX
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> StoreConfig:
+    (tmp_path / "bucket").mkdir()
+    return StoreConfig(type="local", bucket="", path=str(tmp_path / "bucket"))
+
+
+@pytest.fixture
+def direct(local: StoreConfig) -> ScopedStore:
+    return open_store(local, PREFIX)
+
+
+@pytest.fixture
+async def client(cache: Cache, fs: FileSystem, local: StoreConfig) -> AsyncIterator[WorkerClient]:
+    made = WorkerClient(
+        {
+            "store": local.to_json(),
+            "prefix": PREFIX,
+            "cache_dir": str(cache.directory),
+            "spool_dir": str(cache.spool_dir),
+        },
+        reader_check=cache.reader_check,
+    )
+    yield made
+    with trio.CancelScope(shield=True):
+        await made.close()
+
+
+async def test_it_is_spawned_on_demand_and_ends_with_us(client: WorkerClient) -> None:
+    assert client.spawned == 0
+    state = await client.ask("survey")
+    assert state["workspace"] is None
+    assert state["newest"] == 0
+    pid = client.pid
+    assert pid is not None
+    await client.close()
+    assert not Path(f"/proc/{pid}").exists()
+    with pytest.raises(TransientError, match="shut down"):
+        await client.ask("survey")
+
+
+async def test_probe(client: WorkerClient) -> None:
+    found = await client.ask("probe", allow_unconditional=False)
+    assert found["conditional"]["put_must_create"]
+    assert client.requests["put"] > 0
+
+
+async def test_an_unknown_request_is_an_error_not_a_death(client: WorkerClient) -> None:
+    with pytest.raises(PermanentError):
+        await client.ask("nonsense")
+    pid = client.pid
+    await client.ask("survey")
+    assert client.pid == pid
+
+
+async def test_a_killed_worker_is_spawned_again(client: WorkerClient) -> None:
+    await client.ask("survey")
+    pid = client.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    async with trio.open_nursery() as nursery:
+
+        async def waiting() -> None:
+            with pytest.raises(TransientError, match="died"):
+                await client.ask("survey")
+
+        nursery.start_soon(waiting)
+        await trio.testing.wait_all_tasks_blocked()
+        os.kill(pid, signal.SIGKILL)
+    await client.ask("survey")
+    assert client.spawned == 2
+    assert client.pid != pid
+
+
+async def test_a_deadline(client: WorkerClient) -> None:
+    await client.ask("survey")
+    pid = client.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TransientError, match="no answer"):
+            await client.ask("survey", deadline_s=0.05)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    # The late answer is dropped, and the next one is its own.
+    assert (await client.ask("survey"))["newest"] == 0
+
+
+async def test_fetch_verifies(client: WorkerClient, direct: ScopedStore) -> None:
+    parts = [b"a" * 1000, b"b" * 500, b"c" * 10]
+    direct.put(layout.seg_key(1), b"".join(parts))
+    direct.put(layout.seg_key(2), b"z" * 100)
+
+    def place(number: int, offset: int, data: bytes) -> list[Any]:
+        return [number, offset, len(data), xxhash.xxh3_128_hexdigest(data)]
+
+    wanted = [
+        place(1, 0, parts[0]),
+        place(2, 50, b"z" * 50),
+        place(1, 1500, parts[2]),
+        place(1, 1000, parts[1]),
+    ]
+    got: dict[tuple[int, int], bytes] = {}
+
+    async def on_part(part: dict[str, Any], payload: memoryview) -> None:
+        at = 0
+        for number, offset, length in part["items"]:
+            got[number, offset] = bytes(payload[at : at + length])
+            at += length
+
+    before = client.requests["get"]
+    await client.ask("fetch", on_part, locations=wanted)
+    assert got == {(1, 0): parts[0], (1, 1000): parts[1], (1, 1500): parts[2], (2, 50): b"z" * 50}
+    assert client.requests["get"] - before == 2
+    with pytest.raises(FormatError, match="does not match"):
+        await client.ask("fetch", on_part, locations=[place(1, 0, b"x" * 1000)])
+    with pytest.raises(FormatError, match="instead of"):
+        await client.ask("fetch", on_part, locations=[place(2, 90, b"z" * 50)])
+    with pytest.raises(FormatError, match="missing"):
+        await client.ask("fetch", on_part, locations=[place(3, 0, b"z")])
+
+
+async def test_the_cache_is_never_written(
+    client: WorkerClient, cache: Cache, fs: FileSystem
+) -> None:
+    data_file = cache.directory / "data" / "data.mdb"
+    before = data_file.read_bytes()
+    await client.ask("probe", allow_unconditional=False)
+    await client.ask("make-workspace", uuid="a" * 32, created_ns=1)
+    assert data_file.read_bytes() == before
+
+
+def spawn(*more: str) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """A worker without a client."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "s3ws_fs.transfer.worker", "--fd", str(theirs.fileno()), *more],
+            pass_fds=(theirs.fileno(),),
+        )
+    return ours, process
+
+
+def test_it_ends_when_idle() -> None:
+    ours, process = spawn("--idle-s", "0.1")
+    with ours:
+        assert process.wait(20) == 0
+
+
+def test_it_ends_when_its_parent_is_gone() -> None:
+    ours, process = spawn()
+    ours.close()
+    assert process.wait(20) == 0
