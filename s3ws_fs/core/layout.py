@@ -5,6 +5,7 @@ Keys (docs/format.md; all relative to the workspace prefix)
     journal/seg/{number:016x}       segments: 1, 2, 3, … no gaps above the newest checkpoint
     journal/ckpt/{number:016x}      checkpoints: the whole metadata as of segment `number`
     journal/blob/{object id:016x}   large data that a segment names (top bit of the id set)
+    journal/mirrored.json           generation up to which the mirror was last complete
     files/{escaped path}            the mirror
 
 Invariants
@@ -27,6 +28,7 @@ from s3ws_fs.core.types import BLOB_BIT
 
 JOURNAL_PREFIX: Final = "journal/"
 WORKSPACE_KEY: Final = "journal/workspace.json"
+MIRRORED_KEY: Final = "journal/mirrored.json"
 SEG_PREFIX: Final = "journal/seg/"
 CKPT_PREFIX: Final = "journal/ckpt/"
 BLOB_PREFIX: Final = "journal/blob/"

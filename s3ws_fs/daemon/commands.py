@@ -132,10 +132,14 @@ class Commands:
             )
         if life.mount is not None:
             await mount.write_back(life.mount)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(life.followers.follow, emit)
-            result: Event = await life.parts.replica.sync(life.progress)
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(life.followers.follow, emit)
+                result: Event = await life.parts.replica.sync(life.progress)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            # The client is told the error itself, with its exit code.
+            raise only_error(group) from None
         return result
 
     async def _unmount(self, args: Event, emit: server.Emit) -> Event:

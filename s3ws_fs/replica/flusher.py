@@ -245,7 +245,11 @@ class Flusher:
 
         try:
             result = await self._worker.ask(
-                "mirror", on_part, flush_id=flush_id, deadline_s=MIRROR_SILENCE_S
+                "mirror",
+                on_part,
+                flush_id=flush_id,
+                note=not self.unmirrored,
+                deadline_s=MIRROR_SILENCE_S,
             )
         finally:
             self.state = "idle"

@@ -107,7 +107,7 @@ async def _rebuild(
     cache.put_json("workspace", uuid_text)
     cache.put_json("mirror_known", header is None)
     cache.put_json("hydrated", header is None)
-    cache.put_json("mirrored", 0 if header is None else header["mirrored"])
+    cache.put_json("mirrored", 0 if header is None else min(state["mirrored"], generation))
     position.remember(cache, Sealed(state["newest"], state["header_hash"], generation))
     worker.hello["workspace"] = uuid_text
     cache.set_restore_complete()
@@ -125,10 +125,11 @@ async def _load(cache: Cache, worker: WorkerClient, progress: Progress) -> dict[
             files.append(open_records(Path(part["file"]), part["where"], whole=False))
 
     state = await worker.ask("restore", on_part)
+    state["mirrored"] = max(state["mirrored"], files[-1].header.mirrored)
     orphans: set[bytes] = set()
     for done, file in enumerate(files):
         progress({"phase": "loading metadata", "done": done, "total": len(files)})
-        await _load_file(cache, file, orphans, files[-1].header.mirrored)
+        await _load_file(cache, file, orphans, state["mirrored"])
         file.path.unlink(missing_ok=True)
     progress({"phase": "loading metadata", "done": len(files), "total": len(files)})
     header: Header = files[-1].header

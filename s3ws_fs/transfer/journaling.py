@@ -118,6 +118,31 @@ def make_workspace(store: ScopedStore, uuid: str, created_ns: int) -> str:
     return uuid
 
 
+def note_mirrored(store: ScopedStore, workspace: str, generation: int) -> None:
+    """Note that the mirror was complete at a generation. Raises StoreError.
+
+    A hint that saves a restored cache from looking at every object: what is older than it stands.
+    Overwritten without condition: who writes it late (a fenced writer) names a smaller generation.
+    """
+    body = {"format": FORMAT_VERSION, "workspace": workspace, "generation": generation}
+    raw = json.dumps(body).encode()
+    store.put(layout.MIRRORED_KEY, raw, content_type="application/json")
+
+
+def read_mirrored(store: ScopedStore, workspace: str | None) -> int:
+    """What `note_mirrored` noted; 0 when there is none, or none that we understand."""
+    try:
+        found = json.loads(store.get(layout.MIRRORED_KEY).data)
+    except (NotFoundError, ValueError):
+        return 0
+    if not isinstance(found, dict) or found.get("format") != FORMAT_VERSION:
+        return 0
+    generation = found.get("generation")
+    if found.get("workspace") != workspace or not isinstance(generation, int):
+        return 0
+    return max(0, generation)
+
+
 def _numbers(store: ScopedStore, prefix: str, after: str = "") -> Iterator[tuple[int, int, int]]:
     for entry in store.list(prefix, after):
         number = layout.key_number(entry.key, prefix)

@@ -217,6 +217,9 @@ class MirrorObjects:
             raise ForeignObjectError("an object that this workspace did not put stands there")
         if mark == (self._todo.generation, digest):
             return info.etag
+        if expected is not None and op.row is not None and mark[0] <= op.row.generation:
+            # Editors in place, and s3fs, keep the metadata; what we put since would say more.
+            raise ForeignObjectError("it was changed from outside")
         return self._write_again(write, info.etag)
 
     def _look(self, path: str) -> ObjectInfo | None:

@@ -209,7 +209,8 @@ class Worker:
         self._workspace = state.workspace or ""
         for file in files:
             part({"file": str(file.path), "where": file.where, "kind": file.header.kind})
-        return state.to_json()
+        mirrored = journaling.read_mirrored(self.store, state.workspace)
+        return state.to_json() | {"mirrored": mirrored}
 
     def do_freeze(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Copy out what is unsealed and what the mirror has to look at."""
@@ -288,6 +289,9 @@ class Worker:
         }
         frozen.close()
         self._frozen = None
+        lacking = result["error"] or result["stopped"] or result["failed"] or todo.unmirrored
+        if ask["note"] and not lacking:
+            journaling.note_mirrored(self.store, self._workspace, frozen.generation)
         return result
 
     def do_reconcile(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
