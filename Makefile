@@ -45,8 +45,8 @@ play: ## leave a workspace mounted to play in
 s3: | $(BIN)/pytest ## a real S3 server (SeaweedFS) on loopback to try things with; ctrl-C ends it
 	$(BIN)/python -m tests.support.seaweed --dir .demo/s3
 
-bench: | $(BIN)/pytest ## our mount against a native directory and a null filesystem
-	$(BIN)/python -m bench
+bench: | $(BIN)/pytest ## our mount against a native directory and a null filesystem, the short form
+	$(BIN)/python -m bench --quick $(BENCH_ARGS)
 
 # The locks hold versions and hashes only: where a package comes from is the installer's business.
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
