@@ -36,12 +36,14 @@ class FsBase:
         self.quota_inodes = quota_inodes
         self.on_change = on_change
         self._open_counts: dict[int, int] = {}
+        self._orphans: set[int] = set()
         self._forgotten: set[int] = set()
 
     def reap(self) -> None:
         """Drop the forgotten orphans now."""
         if self._forgotten:
             gone, self._forgotten = self._forgotten, set()
+            self._orphans -= gone
             self._drop_orphans(sorted(gone))
 
     def _drop_orphans(self, inos: list[int]) -> None:

@@ -16,7 +16,7 @@ import stat
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import View
 from s3ws_fs.core.errors import FsError
-from s3ws_fs.core.extents import overlay, spans
+from s3ws_fs.core.extents import extent_count, overlay, spans
 from s3ws_fs.core.limits import EXTENT_BYTES, FILE_BYTES_MAX
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import Location, NeedExtents
@@ -93,8 +93,13 @@ class DataOps(FsBase):
     def _write_extents(self, tx: Tx, rec: InodeRec, offset: int, data: memoryview) -> None:
         used_before = tx.head_rec.used_bytes
         cold: list[tuple[int, Location]] = []
+        # Invariant 1: at and beyond this index there is nothing to look up.
+        absent_from = extent_count(rec.size)
         for index, start, at, count in spans(offset, len(data)):
             piece = data[at : at + count]
+            if index >= absent_from:
+                tx.put_extent(rec, index, overlay(b"", start, piece), 0)
+                continue
             if count == EXTENT_BYTES:
                 # Replaced whole: the old bytes matter only for the accounting.
                 tx.put_extent(rec, index, bytes(piece), self._held(tx, rec.ino, index))

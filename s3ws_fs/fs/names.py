@@ -173,7 +173,7 @@ class NameOps(FsBase):
             tx.drop_dentry(parent, name)
             self._lose_name(tx, rec, parent, name)
             touch_dir(tx, above)
-        self.on_change()
+        self._note_orphan(rec)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY."""
@@ -189,6 +189,12 @@ class NameOps(FsBase):
             self._lose_name(tx, rec, parent, name)
             above.nlink -= 1
             touch_dir(tx, above)
+        self._note_orphan(rec)
+
+    def _note_orphan(self, rec: InodeRec | None) -> None:
+        """After the commit: remember an inode that lost its last name, for `forget`."""
+        if rec is not None and rec.nlink == 0:
+            self._orphans.add(rec.ino)
         self.on_change()
 
     @staticmethod
@@ -241,7 +247,7 @@ class NameOps(FsBase):
             touch_dir(tx, above)
             if new_above is not above:
                 touch_dir(tx, new_above)
-        self.on_change()
+        self._note_orphan(old)
 
     @staticmethod
     def _place(tx: Tx, rec: InodeRec, old: tuple[int, bytes], new: tuple[int, bytes]) -> None:
@@ -296,9 +302,7 @@ class NameOps(FsBase):
 
     def forget(self, ino: int) -> None:
         """The kernel dropped an inode: if it is an orphan nobody has open, it goes (in batches)."""
-        with self.cache.read() as view:
-            rec = view.inode(ino)
-        if rec is not None and rec.nlink == 0 and ino not in self._open_counts:
+        if ino in self._orphans and ino not in self._open_counts:
             self._forgotten.add(ino)
             if len(self._forgotten) >= REAP_BATCH:
                 self.reap()
