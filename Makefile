@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 UV ?= uv
 
-.PHONY: help check test lint fmt types layers locks run play s3 bench lock clean setup
+.PHONY: acceptance help check test lint fmt types layers locks run play s3 bench lock clean setup
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,6 +47,9 @@ s3: | $(BIN)/pytest ## a real S3 server (SeaweedFS) on loopback to try things wi
 
 bench: | $(BIN)/pytest ## our mount against a native directory and a null filesystem, the short form
 	$(BIN)/python -m bench --quick $(BENCH_ARGS)
+
+acceptance: | $(BIN)/pytest ## the acceptance run: real programs against SeaweedFS, kills, figures (ten minutes)
+	$(BIN)/python -m scripts.acceptance
 
 # The locks hold versions and hashes only: where a package comes from is the installer's business.
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
