@@ -21,6 +21,7 @@ import signal
 import stat
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from types import FrameType
@@ -75,7 +76,7 @@ class Demo:
             place.mkdir(parents=True, exist_ok=True)
 
     def run(self, *command: str | Path, cwd: Path | None = None, stdin: str | None = None) -> str:
-        """Show a command and its output; DemoError when it fails."""
+        """Show a command and its output (of s3ws without its progress); DemoError if it fails."""
         words = [str(word) for word in command]
         shown = ["s3ws" if word == str(S3WS) else word for word in words]
         print(f"   $ {shlex.join(shown).replace(f'{CLONE}/', '')}", flush=True)
@@ -87,7 +88,7 @@ class Demo:
                 input=stdin,
                 stdin=subprocess.DEVNULL if stdin is None else None,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.PIPE if command[0] == S3WS else subprocess.STDOUT,
                 text=True,
                 timeout=COMMAND_S_MAX,
                 check=False,
@@ -97,6 +98,7 @@ class Demo:
         for line in done.stdout.splitlines():
             print(f"     {line}")
         if done.returncode:
+            print(textwrap.indent(done.stderr or "", "     "), end="")
             raise DemoError(f"{shown[0]} ended with exit code {done.returncode}")
         return done.stdout
 
@@ -224,8 +226,10 @@ def show_store(demo: Demo) -> None:
     """The bucket: what a person sees in it."""
     paths = sorted(path for path in demo.store.glob("conversations/**/*") if path.is_file())
     shown = [path for path in paths if "/.git/" not in str(path)]
+    workspace = demo.store / "conversations/demo/demo-1/workspace"
+    print(f"     {workspace.relative_to(demo.store)}/")
     for path in shown[:LISTED_MAX]:
-        print(f"     {path.stat().st_size:>9}  {path.relative_to(demo.store)}")
+        print(f"     {path.stat().st_size:>9}  {path.relative_to(workspace)}")
     print(f"     … {len(paths)} objects in all, of which {len(paths) - len(shown)} below .git/")
     original = (demo.mount_dir / "project/src/count.py").read_bytes()
     mirrored = [path for path in paths if path.as_posix().endswith("/files/project/src/count.py")]
@@ -331,7 +335,7 @@ def main() -> int:
         return 1
     finally:
         demo.end(keep=args.keep)
-    print(f"         {time.monotonic() - began:.1f} s in all.")
+    print(f"         {time.monotonic() - began:.1f} s in all. Now try ./quickstart --play")
     return 0
 
 

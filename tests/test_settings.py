@@ -235,3 +235,17 @@ def test_id_map_length_at_the_limit() -> None:
     assert len(parse_id_map(",".join(pairs))) == limits.ID_MAP_ENTRIES_MAX
     with pytest.raises(ValueError, match="at most"):
         parse_id_map(",".join([*pairs, "999:999"]))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "wanted"),
+    [
+        ("WORKSPACE_MAX_SIZE_MB", "lots", "it must be a whole number"),
+        ("WORKSPACE_SYNC_DEBOUNCE_MIN", "soon", "it must be a number"),
+        ("WORKSPACE_STORAGE_TYPE", "gcs", "it must be 's3' or 'local'"),
+        ("WORKSPACE_MAX_PARALLEL", "0", "it must be greater than or equal to 1"),
+    ],
+)
+def test_what_a_setting_must_be_is_said_plainly(variable: str, value: str, wanted: str) -> None:
+    with pytest.raises(UserError, match=f"^{variable}: .*{wanted}"):
+        load(**{variable: value})

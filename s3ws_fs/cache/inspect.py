@@ -113,7 +113,7 @@ def _any_dirty_chunk(view: View, key: bytes) -> bool:
 def _warmth(view: View, rec: InodeRec) -> str:
     if not stat.S_ISREG(rec.mode):
         return "warm"
-    warm = {index for index, _ in view.extents(rec.ino)}
+    warm = set(view.extent_indexes(rec.ino))
     cold = any(index not in warm for index, _ in view.chunks(rec.ino))
     if not cold:
         return "warm"

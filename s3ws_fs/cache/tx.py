@@ -149,10 +149,6 @@ class Tx(View):
         self.txn.delete(key, db=self.db.links)
         self.mark(keys.T_LINKS, key)
 
-    def drop_orphan_mark(self, ino: int) -> None:
-        """An inode without links got one again."""
-        self.txn.delete(keys.pack_u64(ino), db=self.db.orphans)
-
     def put_extent(self, rec: InodeRec, index: int, data: bytes, old_length: int) -> None:
         """Store an extent; `old_length` is what it held before (warm or cold), 0 for a hole."""
         key = keys.chunk_key(rec.ino, index)

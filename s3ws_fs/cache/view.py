@@ -113,6 +113,17 @@ class View:
         ):
             yield keys.split_chunk_key(key)[1], raw
 
+    def extent_indexes(self, ino: int) -> Iterator[int]:
+        """The indexes of an inode's warm extents; their bytes are not read from the disk."""
+        prefix = keys.pack_u64(ino)
+        with self.txn.cursor(db=self.db.extents) as cursor:
+            if not cursor.set_range(prefix):
+                return
+            for key in cursor.iternext(keys=True, values=False):
+                if not key.startswith(prefix):
+                    return
+                yield keys.split_chunk_key(key)[1]
+
     def xattrs(self, ino: int) -> Iterator[tuple[bytes, bytes]]:
         """(name, value) of an inode's extended attributes."""
         prefix = keys.pack_u64(ino)

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import click
 
+import s3ws_fs
 from s3ws_fs.cli.commands import ls, status, sync, version
 from s3ws_fs.cli.mounting import mount, umount
 from s3ws_fs.cli.report import report_unexpected, report_user_error
@@ -44,6 +45,7 @@ Exit codes:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,
 )
+@click.version_option(s3ws_fs.__version__, message="s3ws %(version)s")
 def cli() -> None:
     """Workspaces that work like a local disk and live in S3.
 

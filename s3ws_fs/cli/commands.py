@@ -143,7 +143,7 @@ def sync(mountpoint: str, timeout_s: float | None, as_json: bool) -> None:
     )
 
 
-@click.command()
+@click.command(short_help="List files with how far each is saved.")
 @click.argument("path", required=False, default=".", type=click.Path(path_type=str))
 @click.option("-l", "long", is_flag=True, help="Mode, owner, size, time and state of each.")
 @click.option("-R", "--recursive", is_flag=True, help="Whole trees.")

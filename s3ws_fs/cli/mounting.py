@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -19,8 +20,9 @@ import click
 from s3ws_fs import launch
 from s3ws_fs.cli import report
 from s3ws_fs.control.registry import default_runtime_dir
-from s3ws_fs.core.errors import UserError
+from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.settings import OPTIONS, Settings
+from s3ws_fs.settings.sources import default_storage_path
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -54,6 +56,23 @@ def runtime_dir() -> str:
     return os.path.realpath(default_runtime_dir(os.environ, os.geteuid()))
 
 
+def _make_default_store(settings: Settings, default: str) -> None:
+    """Make the directory of the local storage when nobody named it: a fresh home has no parents.
+
+    Of a named one the parents are not made: that one is missing may mean a disk is not mounted.
+    """
+    if settings.storage_type != "local" or settings.storage_path != os.path.realpath(default):
+        return
+    try:
+        Path(default).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise UserError(
+            f"The directory {default!a} of the local storage can't be made: {exc.strerror}.",
+            remedy="Name another by WORKSPACE_STORAGE_PATH.",
+            exit_code=ExitCode.STORE,
+        ) from exc
+
+
 @click.command()
 @click.argument("mountpoint", type=click.Path(path_type=str))
 @click.option(
@@ -73,6 +92,7 @@ def mount(
     """
     settings = Settings.load(os.environ, overrides)
     config = settings.mount_config(launch.canonical_mountpoint(mountpoint))
+    _make_default_store(settings, default_storage_path(os.environ, os.geteuid()))
     if foreground:
         launch.exec_foreground(config, nonempty=nonempty)
     with report.progress("mount", as_json=as_json) as on_event:
@@ -112,8 +132,10 @@ def umount(mountpoints: tuple[str, ...], timeout_s: float | None, as_json: bool)
     """
     failed: int = 0
     results: list[dict[str, Any]] = []
-    for given in mountpoints:
-        path = launch.canonical_mountpoint(given)
+    paths = [launch.canonical_mountpoint(given) for given in mountpoints]
+    # Run inside the mount, this very process would keep it busy.
+    os.chdir("/")
+    for path in paths:
         try:
             with report.progress(f"umount {path}", as_json=as_json) as on_event:
                 result = launch.umount_and_wait(

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from s3ws_fs.cache.inspect import Entry
 from s3ws_fs.cli.report import human_bytes, human_seconds, json_name, safe, safe_name
+from s3ws_fs.launch.end import counted
 
 _LABEL_COLUMNS: Final = 10
 _LISTED_MAX: Final = 20
@@ -65,7 +66,8 @@ def _dead_lines(document: dict[str, Any]) -> list[str]:
         *lines,
         _line(
             "unsaved",
-            f"{_number(left, 'records')} changes ({_number(left, 'files')} files), "
+            f"{counted(_number(left, 'records'), 'change')} "
+            f"({counted(_number(left, 'files'), 'file')}), "
             f"{_number(left, 'unmirrored')} not mirrored;"
             " mount again to go on saving",
         ),
@@ -77,23 +79,15 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
     flush, health = _part(document, "flush"), _part(document, "health")
     quota, mirror = _part(document, "quota"), _part(document, "mirror")
     lines = [
-        _line(
-            "saved",
-            f"head {generation.get('head', '-')}, sealed {generation.get('sealed', '-')}, "
-            f"mirrored {generation.get('mirrored', '-')}",
-        ),
-        _line(
-            "dirty",
-            f"{_number(dirty, 'files')} files, {human_bytes(_number(dirty, 'bytes'))}, "
-            f"oldest {human_seconds(dirty.get('oldest_age_s'))}",
-        ),
+        _line("saved", _saved(generation)),
+        _line("dirty", _dirty(dirty)),
         _line("flush", _flush(flush)),
-        _line("store is", _health(health)),
+        _line("health", _health(health)),
         _line(
             "quota",
             f"{human_bytes(_number(quota, 'used_bytes'))} of "
             f"{human_bytes(_number(quota, 'max_bytes'))}, {_number(quota, 'used_inodes')} of "
-            f"{_number(quota, 'max_inodes')} files",
+            f"{counted(_number(quota, 'max_inodes'), 'file')}",
         ),
     ]
     hydration = _part(document, "hydration")
@@ -101,11 +95,27 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
         lines.append(
             _line(
                 "cold",
-                f"{_number(hydration, 'cold_files')} files, "
+                f"{counted(_number(hydration, 'cold_files'), 'file')}, "
                 f"{human_bytes(_number(hydration, 'cold_bytes'))} still only in the bucket",
             )
         )
     return lines + _mirror_lines(mirror)
+
+
+def _saved(generation: dict[str, Any]) -> str:
+    head, sealed, mirrored = (generation.get(name, "-") for name in ("head", "sealed", "mirrored"))
+    # The one thing a person looks for comes first.
+    verdict = "everything: " if isinstance(head, int) and head == sealed == mirrored else ""
+    return f"{verdict}head {head}, sealed {sealed}, mirrored {mirrored}"
+
+
+def _dirty(dirty: dict[str, Any]) -> str:
+    if dirty and not _number(dirty, "records") and not _number(dirty, "files"):
+        return "nothing"
+    return (
+        f"{counted(_number(dirty, 'files'), 'file')}, {human_bytes(_number(dirty, 'bytes'))}, "
+        f"oldest {human_seconds(dirty.get('oldest_age_s'))}"
+    )
 
 
 def _flush(flush: dict[str, Any]) -> str:

@@ -173,7 +173,7 @@ class _PlainProgress:
 
 
 class _BarProgress:
-    """One bar a phase."""
+    """The bar of the phase that goes on."""
 
     def __init__(self, bars: Progress, title: str) -> None:
         self._bars = bars
@@ -185,9 +185,11 @@ class _BarProgress:
 
         phase, done, total = _numbers(event)
         if phase not in self._tasks:
+            for finished in self._tasks.values():
+                self._bars.update(finished, visible=False)
             label = escape(f"{safe(self._title)}: {safe(phase)}")
             self._tasks[phase] = self._bars.add_task(label, total=None)
-        self._bars.update(self._tasks[phase], completed=done or 0, total=total)
+        self._bars.update(self._tasks[phase], completed=done or 0, total=total, visible=True)
 
 
 def human_bytes(count: int) -> str:

@@ -26,7 +26,6 @@ from s3ws_fs.core.errors import FormatError
 from s3ws_fs.core.limits import NAME_BYTES_MAX
 from s3ws_fs.core.types import BLOB_BIT
 
-JOURNAL_PREFIX: Final = "journal/"
 WORKSPACE_KEY: Final = "journal/workspace.json"
 MIRRORED_KEY: Final = "journal/mirrored.json"
 SEG_PREFIX: Final = "journal/seg/"

@@ -38,6 +38,12 @@ UNSAVED_LISTED_MAX: Final = 1000
 
 Event = dict[str, Any]
 
+UNSAVED_REMEDY: Final = "mount the workspace again with the same settings: it goes on saving"
+FENCED_REMEDY: Final = (
+    "these changes are in this cache only, so keep it; `s3ws mount` will refuse it, and say how to"
+    " go on with what is in the bucket"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -53,7 +59,7 @@ class Outcome:
             return {"saved": True}
         raise ReplyError(
             self.message,
-            remedy="mount the workspace again with the same settings: it goes on saving",
+            remedy=FENCED_REMEDY if self.exit_code is ExitCode.FENCED else UNSAVED_REMEDY,
             exit_code=self.exit_code,
             details={
                 "unsaved": self.unsaved[:UNSAVED_LISTED_MAX],

@@ -106,8 +106,8 @@ def _umount_dead(info: MountInfo, runtime_dir: str) -> dict[str, Any]:
     what = (
         "how much is unsaved is unknown"
         if left is None
-        else f"{left['records']} changes ({left['files']} files) are not in the bucket and "
-        f"{left['unmirrored']} files are not mirrored"
+        else f"not in the bucket: {counted(left['records'], 'change')} "
+        f"({counted(left['files'], 'file')}); not mirrored: {counted(left['unmirrored'], 'file')}"
     )
     raise wire.ReplyError(
         f"The daemon of {info.mountpoint!a} is gone; {what}. "
@@ -116,6 +116,11 @@ def _umount_dead(info: MountInfo, runtime_dir: str) -> dict[str, Any]:
         exit_code=ExitCode.NOT_SAVED,
         details={"left": left, "unsaved": [] if left is None else left["paths"]},
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def unsaved_of(info: MountInfo) -> dict[str, Any] | None:

@@ -40,6 +40,11 @@ _STORE_FIELDS: Final = {
     "store.path": "storage_path",
 }
 
+_NUMBERS: Final = {
+    "int_parsing": "it must be a whole number",
+    "float_parsing": "it must be a number",
+}
+
 
 class Settings(BaseModel):
     """All settings of a mount. Build it with `load`; paths are absolute afterwards."""
@@ -211,7 +216,8 @@ def _first_error(exc: ValidationError, sources: Mapping[str, str]) -> UserError:
     option = OPTIONS.get(name)
     source = sources.get(name) or (option.variable if option else name)
     shown = ascii(error["input"])[:200]
-    message = error["msg"].removeprefix("Value error, ")
+    message = _NUMBERS.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should be", "it must be")
     meaning = option.help if option else ""
     return bad_setting(
         source, f"{shown} is not valid: {message}.", f"Correct it. Meaning: {meaning}"

@@ -6,7 +6,7 @@ Invariants
    (s3) or the directory (local), `AWS_S3_BUCKET`, `AWS_S3_ENDPOINT` (scheme optional) and
    `AWS_S3_SECURE` (which scheme).
 
-Called by settings only; OPTIONS also by the cli, for its flags and help.
+Called by settings only; OPTIONS (for flags and help) and default_storage_path also by the cli.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ OPTIONS: Final[dict[str, Option]] = {
         "Accept a store that ignores conditional writes (two writers are then not fenced).",
     ),
     "cache_dir": Option(("WORKSPACE_CACHE_DIR",), "Directory of the local caches."),
-    "runtime_dir": Option(("WORKSPACE_RUNTIME_DIR",), "Directory of the control sockets."),
+    "runtime_dir": Option(
+        ("WORKSPACE_RUNTIME_DIR",),
+        "Directory of the control sockets. The other commands know only the variable.",
+    ),
     "debounce_min_s": Option(("WORKSPACE_SYNC_DEBOUNCE_MIN",), "Seconds from change to flush."),
     "debounce_max_s": Option(("WORKSPACE_SYNC_DEBOUNCE_MAX",), "The same during bursts."),
     "backup_interval_s": Option(
@@ -167,11 +170,16 @@ def _defaults(environ: Mapping[str, str], values: dict[str, Any], sources: dict[
         base = environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
         values["cache_dir"] = "/var/cache/s3ws" if uid == 0 else f"{base}/s3ws"
     if "storage_path" not in values and values["storage_type"] == "local":
-        base = environ.get("XDG_DATA_HOME") or f"{home}/.local/share"
-        values["storage_path"] = "/var/lib/s3ws" if uid == 0 else f"{base}/s3ws"
+        values["storage_path"] = default_storage_path(environ, uid)
     for name in ("cache_dir", "runtime_dir", "storage_path", "ca_bundle"):
         if isinstance(values.get(name), str | os.PathLike):
             values[name] = _absolute(os.fspath(values[name]), home, sources.get(name, name))
+
+
+def default_storage_path(environ: Mapping[str, str], uid: int) -> str:
+    """Where the local storage of user `uid` is unless it is named."""
+    base = environ.get("XDG_DATA_HOME") or f"{environ.get('HOME') or '/'}/.local/share"
+    return "/var/lib/s3ws" if uid == 0 else f"{base}/s3ws"
 
 
 def _absolute(path: str, home: str, source: str) -> str:

@@ -1,7 +1,9 @@
 """A directory laid out exactly as the bucket, as an ObjectStore: the embedded default.
 
 Layout: `{root}/{key}` is the object's bytes, readable by any tool. Content type and user metadata
-stand in the extended attribute `user.s3ws` (JSON), which is missing when both are the default.
+stand in the extended attribute `user.s3ws` (JSON), which is missing when both are the default; it
+also names the size and mtime it was made for: after an edit in place it speaks of other bytes, and
+does not count.
 `{root}/.s3ws-tmp/` holds what is being written, and the lock; it is no part of the bucket.
 
 Invariants
@@ -12,7 +14,8 @@ Invariants
    are atomic among all processes that use this class; an editor takes no lock, and an edit in the
    microseconds between is lost.
 4. No symlink below the root is followed (local_tree). Files are 0600, directories 0700.
-5. Empty directories are removed with the last object in them, as in a bucket.
+5. Empty directories are removed with the last object in them, as in a bucket; those that a killed
+   process left stand in nobody's way.
 6. A key can't be both an object and a prefix of others: PermanentError (S3 allows it).
 
 Called by the factory.
@@ -288,13 +291,21 @@ class LocalStore(ObjectStore):
         with self._temporary() as (fd, temp):
             kind, metadata = fill(fd)
             if kind != DEFAULT_CONTENT_TYPE or metadata:
-                value = {"content_type": kind, "metadata": dict(metadata)}
+                value = {
+                    "content_type": kind,
+                    "metadata": dict(metadata),
+                    "of": _stamp(os.fstat(fd)),
+                }
                 os.setxattr(fd, XATTR, json.dumps(value).encode())
             os.fsync(fd)
             for tries in range(1, PUBLISH_TRIES_MAX + 1):
                 try:
                     self._publish(temp, key, if_none_match, if_match)
                     break
+                except (FileExistsError, IsADirectoryError):
+                    with tree.parent_of(self._root, key) as (parent, name):
+                        if tries == PUBLISH_TRIES_MAX or not tree.remove_hollow(parent, name):
+                            raise
                 except FileNotFoundError as exc:
                     if tries == PUBLISH_TRIES_MAX:
                         detail = "its directory is removed again and again"
@@ -347,9 +358,16 @@ def _etag(info: os.stat_result) -> str:
     return f"{info.st_ino:x}-{info.st_mtime_ns:x}-{info.st_size:x}"
 
 
+def _stamp(info: os.stat_result) -> list[int]:
+    # Not the inode number: a copy of the whole store (cp -a, rsync -X) stays what it is.
+    return [info.st_size, info.st_mtime_ns]
+
+
 def _read_attributes(fd: int) -> _Attributes:
     try:
         value: Any = json.loads(os.getxattr(fd, XATTR))
+        if value.get("of") != _stamp(os.fstat(fd)):
+            return DEFAULT_CONTENT_TYPE, {}
         metadata = {str(name): str(item) for name, item in value.get("metadata", {}).items()}
         return str(value.get("content_type", DEFAULT_CONTENT_TYPE)), metadata
     except OSError as exc:

@@ -90,6 +90,28 @@ def is_dir(parent_fd: int, name: str) -> bool:
         return False
 
 
+def remove_hollow(parent_fd: int, name: str) -> bool:
+    """Remove a directory without any file below: a process that was killed left it.
+
+    False when something stands below. Raises OSError.
+    """
+    fd = os.open(name, DIR_FLAGS, dir_fd=parent_fd)
+    try:
+        with os.scandir(fd) as entries:
+            below = list(entries)
+        for entry in below:
+            if not entry.is_dir(follow_symlinks=False) or not remove_hollow(fd, entry.name):
+                return False
+        os.rmdir(name, dir_fd=parent_fd)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    finally:
+        os.close(fd)
+    return True
+
+
 def prune(root_fd: int, key: str) -> None:
     """Remove the directories of `key` that are empty, from the deepest up; never the root."""
     pieces = key.split("/")[:-1]

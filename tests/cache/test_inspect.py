@@ -65,6 +65,17 @@ def test_states_of_a_file(cache: Cache, fs: FileSystem) -> None:
         assert (entry.dirty, entry.mirrored, entry.warmth) == (False, True, "cold")
 
 
+def test_one_file_s_extents_do_not_warm_another(cache: Cache, fs: FileSystem) -> None:
+    inos = [fs.create(ROOT_INO, name, 0o644, Cred(1, 2)).ino for name in (b"a", b"b", b"c")]
+    for ino in inos:
+        fs.write(ino, 0, b"x")
+        seal(cache, ino, 1)
+    with cache.env.begin(write=True) as txn:
+        txn.delete(keys.chunk_key(inos[1], 0), db=cache.tables.extents)
+    with looking(cache) as look:
+        assert [entry.warmth for entry in look.listdir(b"")] == ["warm", "cold", "warm"]
+
+
 def test_sorted_by_name_with_subdirectories(cache: Cache, fs: FileSystem) -> None:
     cred = Cred(0, 0)
     below = fs.mkdir(ROOT_INO, b"d", 0o755, cred).ino

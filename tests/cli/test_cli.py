@@ -16,7 +16,9 @@ from click.testing import CliRunner
 
 import s3ws_fs
 from s3ws_fs.cli import cli
-from s3ws_fs.core.errors import ExitCode
+from s3ws_fs.cli.mounting import _make_default_store
+from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.settings import Settings
 from tests.support.fake_mounts import Place
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +86,7 @@ def test_usage_errors(args: list[str]) -> None:
 
 def test_version_as_text_and_json() -> None:
     assert f"s3ws {s3ws_fs.__version__}" in CliRunner().invoke(cli, ["version"]).output
+    assert CliRunner().invoke(cli, ["--version"]).output == f"s3ws {s3ws_fs.__version__}\n"
     document = json.loads(CliRunner().invoke(cli, ["version", "--json"]).output)
     assert document["version"] == s3ws_fs.__version__
     assert "lmdb" in document["components"]
@@ -119,7 +122,7 @@ def test_mount_status_sync_umount(place: Place) -> None:
     assert status.returncode == 0 and is_plain(status.stdout)
     for part in (
         "head 9, sealed 8, mirrored 7",
-        "1 files, 4.0 KiB, oldest 1.2 s",
+        "1 file, 4.0 KiB, oldest 1.2 s",
         "next due in 0.8 s",
         "degraded for 5.0 s: timeout",
         "1 B of 1.0 MiB",
@@ -245,3 +248,20 @@ finally:
         check=False,
     )
     assert result.stderr.splitlines()[-1] == "False False False"
+
+
+def test_only_the_default_store_is_made_with_its_parents(tmp_path: Path) -> None:
+    path = tmp_path / "share" / "s3ws"
+    ids = {"WORKSPACE_USER_ID": "u", "WORKSPACE_CONVERSATION_ID": "c"}
+    settings = Settings.load({**ids, "WORKSPACE_STORAGE_PATH": str(path)})
+    _make_default_store(settings, str(tmp_path / "another" / "s3ws"))
+    assert list(tmp_path.iterdir()) == []
+    _make_default_store(settings, str(path))
+    assert path.stat().st_mode & 0o7777 == 0o700
+    _make_default_store(settings, str(path))
+    (tmp_path / "file").touch()
+    blocked = str(tmp_path / "file" / "s3ws")
+    settings = Settings.load({**ids, "WORKSPACE_STORAGE_PATH": blocked})
+    with pytest.raises(UserError) as caught:
+        _make_default_store(settings, blocked)
+    assert caught.value.exit_code == ExitCode.STORE

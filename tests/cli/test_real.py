@@ -56,10 +56,13 @@ class Host:
             "WORKSPACE_SYNC_DEBOUNCE_MAX": "600",
         }
 
-    def s3ws(self, *args: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def s3ws(
+        self, *args: str | Path, code: int = 0, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(
             [sys.executable, "-m", "s3ws_fs", *map(str, args)],
             env=self.environ,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -218,3 +221,10 @@ def test_unreachable_store_is_said_and_nothing_is_left_behind(host: Host) -> Non
     failed = host.s3ws("mount", host.mnt, code=ExitCode.STORE)
     assert len(failed.stderr.splitlines()) >= 2
     assert host.info() is None and not table.is_mounted(str(host.mnt))
+
+
+def test_umount_from_inside_the_mount_is_not_busy_by_itself(host: Host) -> None:
+    host.s3ws("mount", host.mnt)
+    (host.mnt / "a").write_text("x")
+    host.s3ws("umount", ".", cwd=host.mnt)
+    assert not table.is_mounted(str(host.mnt)) and (host.files / "a").read_text() == "x"

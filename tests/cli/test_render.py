@@ -115,3 +115,35 @@ def test_human_numbers() -> None:
         "119 min",
         "2 h 0 min",
     ]
+
+
+@pytest.mark.parametrize(
+    ("head", "sealed", "mirrored", "everything"),
+    [
+        (5, 5, 5, True),
+        (0, 0, 0, True),
+        (6, 5, 5, False),
+        (5, 5, 4, False),
+        (None, None, None, False),
+    ],
+)
+def test_whether_everything_is_saved_comes_first(
+    head: int | None, sealed: int | None, mirrored: int | None, everything: bool
+) -> None:
+    generation = {"head": head, "sealed": sealed, "mirrored": mirrored}
+    lines = render.status_lines({"state": "ready", "generation": generation})
+    [line] = [line for line in lines if line.startswith("  saved ")]
+    assert ("everything: " in line) == everything and f"head {head}, " in line
+
+
+@pytest.mark.parametrize(
+    ("dirty", "wanted"),
+    [
+        ({"records": 0, "files": 0, "bytes": 0, "oldest_age_s": None}, "nothing"),
+        ({"records": 1, "files": 0, "bytes": 0, "oldest_age_s": 2}, "0 files, 0 B, oldest 2.0 s"),
+        ({"records": 1, "files": 1, "bytes": 9, "oldest_age_s": 2}, "1 file, 9 B, oldest 2.0 s"),
+    ],
+)
+def test_what_is_dirty(dirty: dict[str, Any], wanted: str) -> None:
+    lines = render.status_lines({"state": "ready", "generation": {}, "dirty": dirty})
+    assert f"  dirty      {wanted}" in lines

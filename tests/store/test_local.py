@@ -106,6 +106,16 @@ def test_empty_directories_go_with_the_last_object(store: LocalStore, root: Path
     assert os.listdir(root) == [TEMP_DIR]
 
 
+@pytest.mark.parametrize("must_create", [True, False])
+def test_directories_of_a_killed_process_are_in_nobodys_way(
+    store: LocalStore, root: Path, must_create: bool
+) -> None:
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "a" / "c").mkdir()
+    store.put("a", b"file", if_none_match=must_create)
+    assert store.get("a").data == b"file"
+
+
 def test_puts_and_prunes_race(store: LocalStore, root: Path) -> None:
     stop = threading.Event()
 
@@ -165,6 +175,16 @@ def test_a_killed_writer_leaves_no_object(store: LocalStore, root: Path) -> None
     assert list(store.list()) == []
     LocalStore(str(root)).close()
     assert left_over(root) == ["young"]
+
+
+def test_an_edit_in_place_loses_what_was_said_of_the_old_bytes(
+    store: LocalStore, root: Path
+) -> None:
+    store.put("d/key", b"ours", content_type="text/plain", metadata={"mark": "ours"})
+    assert store.head("d/key").metadata == {"mark": "ours"}
+    (root / "d" / "key").write_bytes(b"theirs")
+    info = store.head("d/key")
+    assert (info.content_type, info.metadata) == ("application/octet-stream", {})
 
 
 def test_no_user_xattrs(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
