@@ -6,7 +6,9 @@ Invariants
 3. After any error what is sealed is forgotten and learnt from the bucket again: a flush whose
    answer was lost is found there as our own (position.compare).
 4. Once fenced, nothing is ever written to the bucket again by this mount.
-5. Every loop here is in bounded pieces with a checkpoint between: requests are served meanwhile.
+5. A mirror pass whose results are not all known (the worker or we died, an answer was lost) is
+   followed by a reconciliation, so that no object of ours is left that no row knows.
+6. Every loop here is in bounded pieces with a checkpoint between: requests are served meanwhile.
 
 Called by replicator.
 """
@@ -200,20 +202,25 @@ class Flusher:
         await self._worker.ask("drop")
 
     async def reconcile(self) -> None:
-        """Once after a restore: learn what stands in the mirror."""
+        """After a restore, and after a pass that was cut off: learn what stands in the mirror."""
         if self._cache.get_json("mirror_known"):
             return
         self.state = "mirroring"
 
         async def on_part(part: dict[str, Any], _: memoryview) -> None:
             if "rows" in part:
-                self._cache.record_mirrored(wire.rows_from(part["rows"]), (), ())
+                removed = wire.paths_from(part["removed"])
+                self._cache.record_mirrored(wire.rows_from(part["rows"]), removed, ())
             else:
                 self._cache.add_mirror_todo(part["look_at"], self._cache.generation)
 
         try:
-            prefix_bytes = len(self._config.workspace.prefix)
-            await self._worker.ask("reconcile", on_part, prefix_bytes=prefix_bytes)
+            await self._worker.ask(
+                "reconcile",
+                on_part,
+                workspace=self._cache.get_json("workspace"),
+                prefix_bytes=len(self._config.workspace.prefix),
+            )
         finally:
             self.state = "idle"
         self._cache.put_json("mirror_known", True)
@@ -238,21 +245,20 @@ class Flusher:
                 self._cache.add_mirror_todo(part["look_at"], generation)
             else:
                 rows = wire.rows_from(part["rows"])
-                removed = [path.encode("latin-1") for path in part["removed"]]
+                removed = wire.paths_from(part["removed"])
                 self._cache.record_mirrored(rows, removed, ())
                 written += len(rows) + len(removed)
                 progress(written)
 
+        # Until all is noted, objects may stand that no row knows: invariant 5.
+        self._cache.put_json("mirror_known", False)
         try:
             result = await self._worker.ask(
-                "mirror",
-                on_part,
-                flush_id=flush_id,
-                note=not self.unmirrored,
-                deadline_s=MIRROR_SILENCE_S,
+                "mirror", on_part, flush_id=flush_id, deadline_s=MIRROR_SILENCE_S
             )
         finally:
             self.state = "idle"
+        self._cache.put_json("mirror_known", not result["uncertain"])
         self._note(result)
         error = None if result["error"] is None else wire.error_from(result["error"])
         if error is None and not result["stopped"] and not result["failed"]:

@@ -4,7 +4,8 @@ Invariants
 1. An extent is fetched once however many wait for it (single flight), and stored only if the inode
    still names that location (Bookkeeping.store_fetched).
 2. A person's read goes first: the hydrator pauses while one is under way.
-3. A damaged extent is an error naming its path; it keeps nobody from the others.
+3. A read never fails for what others wait for, or for what comes along with it.
+4. A damaged extent is an error naming its path; it keeps nobody from the others.
 
 Called by replicator.
 """
@@ -23,16 +24,16 @@ import trio
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import keys
 from s3ws_fs.core.backoff import Retry
-from s3ws_fs.core.errors import FormatError, FsError, S3wsError
-from s3ws_fs.core.extents import extent_count
+from s3ws_fs.core.errors import FormatError, FsError, S3wsError, TransientError
 from s3ws_fs.core.types import Location, NeedExtents
 from s3ws_fs.transfer.client import WorkerClient
 
 log = logging.getLogger(__name__)
 
 FETCH_DEADLINE_S: Final = 60.0
-READ_AHEAD_EXTENTS: Final = 31
-"""Extents fetched along behind those a reader needs: a megabyte a request with them."""
+READ_AHEAD_EXTENTS: Final = 256
+READ_AHEAD_BYTES_MAX: Final = 1 << 20
+"""Extents, and bytes, fetched along behind those a reader needs."""
 SCAN_KEYS: Final = 2000
 """Chunk records looked at in one read transaction."""
 PIECE_EXTENTS: Final = 256
@@ -45,10 +46,10 @@ Item = tuple[int, int, Location]
 
 @dataclass(eq=False)
 class _Flight:
-    """An extent on its way; `error` is set before `landed` when it did not arrive."""
+    """An extent on its way; `failed` is set before `landed` when it did not arrive."""
 
     landed: trio.Event
-    error: Exception | None = None
+    failed: bool = False
 
 
 class Hydrator:
@@ -65,12 +66,14 @@ class Hydrator:
         self.damaged: dict[str, str] = {}
 
     async def fetch(self, need: NeedExtents) -> None:
-        """Bring these extents into the cache. Raises FsError EIO."""
+        """Bring these extents into the cache. Raises FsError EIO.
+
+        While the store (or the worker) does not answer it is tried again, for FETCH_DEADLINE_S.
+        """
         self._asked_for += 1
         try:
             wanted = [(need.ino, index, loc) for index, loc in need.locations]
-            ahead = self._read_ahead(need)
-            await self._bring(wanted, ahead)
+            await self._bring_patiently(wanted, self._read_ahead(need))
         except (S3wsError, OSError) as exc:
             path = self._path(need.ino)
             log.warning("reading %s from the bucket failed: %s", path, exc)
@@ -87,45 +90,64 @@ class Hydrator:
         return os.fsdecode(paths[0]) if paths else f"inode {ino}"
 
     def _read_ahead(self, need: NeedExtents) -> list[Item]:
-        first = need.locations[-1][0] + 1
+        """Cold extents that follow in the same object: the rest of the file, and the next files.
+
+        What was sealed together stands together, in the order of the chunks' keys, so one request
+        brings a directory of small files where each would else be a round trip.
+        """
+        index, loc = need.locations[-1]
+        after = keys.chunk_key(need.ino, index + 1)
+        following, _ = scan_cold(self._cache, after, READ_AHEAD_EXTENTS)
         found: list[Item] = []
-        with self._cache.read() as view:
-            rec = view.inode(need.ino)
-            last = 0 if rec is None else extent_count(rec.size)
-            for index in range(first, min(first + READ_AHEAD_EXTENTS, last)):
-                if view.extent(need.ino, index) is not None:
-                    break
-                loc = view.chunk(need.ino, index)
-                if loc is not None:
-                    found.append((need.ino, index, loc))
+        room_bytes = READ_AHEAD_BYTES_MAX
+        for item in following:
+            room_bytes -= item[2].length
+            if item[2].object_id != loc.object_id or room_bytes < 0:
+                break
+            found.append(item)
         return found
 
-    async def _bring(self, wanted: list[Item], ahead: list[Item]) -> None:
-        """Fetch what is not on its way already, and wait for the rest of what is wanted."""
+    async def _bring_patiently(self, wanted: list[Item], ahead: list[Item]) -> None:
+        until_s = trio.current_time() + FETCH_DEADLINE_S
+        retry = Retry()
+        while True:
+            try:
+                if await self._bring(wanted, ahead):
+                    return
+            except TransientError:
+                wait_s = retry.failed(0.0)
+                if trio.current_time() + wait_s >= until_s:
+                    raise
+                await trio.sleep(wait_s)
+            except FormatError:
+                # Perhaps it is only what would have come along that is damaged.
+                if not ahead:
+                    raise
+            ahead = []
+
+    async def _bring(self, wanted: list[Item], ahead: list[Item]) -> bool:
+        """Fetch what is not on its way already, and wait for the rest of what is wanted.
+
+        False when somebody else's flight failed: that may be for what else was on it.
+        """
         waiting = [self._flights[item] for item in wanted if item in self._flights]
         mine = [item for item in (*wanted, *ahead) if item not in self._flights]
         if any(item in mine for item in wanted):
             await self._fly(mine)
         for flight in waiting:
             await flight.landed.wait()
-            if flight.error is not None:
-                raise flight.error
+        return not any(flight.failed for flight in waiting)
 
     async def _fly(self, items: list[Item]) -> None:
         flights = {item: _Flight(trio.Event()) for item in items}
         self._flights.update(flights)
-        error: Exception | None = None
+        failed = True
         try:
             await self._ask(items)
-        except Exception as exc:
-            error = exc
-            raise
-        except BaseException:
-            error = FsError(errno.EIO, "the read it came with was given up")
-            raise
+            failed = False
         finally:
             for item, flight in flights.items():
-                flight.error = error
+                flight.failed = failed
                 flight.landed.set()
                 self._flights.pop(item, None)
 
@@ -197,14 +219,19 @@ class Hydrator:
     async def _sweep(self) -> bool:
         """One way through all chunks; True when nothing cold was left by it."""
         resume: bytes | None = b""
+        complete = True
         while resume is not None:
             items, resume = self._scan(resume)
             for piece in _pieces(items):
                 while self._asked_for:
                     await trio.sleep(PAUSE_S)
+                flights = [self._flights[item] for item in piece if item in self._flights]
                 await self._bring_piece(piece)
+                for flight in flights:
+                    await flight.landed.wait()
+                    complete = complete and not flight.failed
                 self.cold_bytes = max(0, self.cold_bytes - sum(loc.length for _, _, loc in piece))
-        return True
+        return complete
 
     async def _bring_piece(self, piece: list[Item]) -> None:
         """Fetch a piece; around damage it is halved, so that only the damaged is left out."""

@@ -5,7 +5,8 @@ Meta values kept in the cache
     writer        our name in segment headers; it belongs to this cache file, not to a copy of it
     sealed        number, hash and generation of the newest segment known to be ours and sealed
     mirrored      generation up to which the mirror is known complete
-    mirror_known  whether the mirror's rows are complete (false after a restore, until reconciled)
+    mirror_known  whether the mirror's rows are complete (false after a restore and during
+                  a mirror pass, until reconciled)
     hydrated      whether no extent is cold any more
 
 Invariants

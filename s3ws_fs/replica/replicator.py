@@ -12,6 +12,7 @@ Called by the daemon.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -27,7 +28,7 @@ from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
 from s3ws_fs.core.types import NeedExtents
 from s3ws_fs.replica import position, report, restore
-from s3ws_fs.replica.flusher import Flusher
+from s3ws_fs.replica.flusher import Flusher, Pass
 from s3ws_fs.replica.hydrate import Hydrator
 from s3ws_fs.transfer.client import WorkerClient
 from s3ws_fs.transfer.wire import FencedError
@@ -221,12 +222,17 @@ class Replicator:
             if progress is not None:
                 progress({"phase": "mirroring", "done": count, "total": max(total, count)})
 
+        result: Pass | S3wsError
         async with trio.open_nursery() as nursery:
             if interruptible:
                 nursery.start_soon(self._stop_when_due)
-            result = await self._flusher.mirror(flush_id, written)
+            try:
+                result = await self._flusher.mirror(flush_id, written)
+            except S3wsError as exc:
+                # Carried out by hand: a nursery would wrap it in a group.
+                result = exc
             nursery.cancel_scope.cancel()
-        return result.error
+        return result.error if isinstance(result, Pass) else result
 
     async def _stop_when_due(self) -> None:
         while True:
@@ -234,7 +240,9 @@ class Replicator:
             due_s = self._policy.due_s()
             now_s = trio.current_time()
             if due_s is not None and due_s <= now_s:
-                await self._flusher.stop_mirror()
+                # A worker that died meanwhile is told by the pass itself.
+                with contextlib.suppress(S3wsError):
+                    await self._flusher.stop_mirror()
                 return
             if due_s is None:
                 await self._changed.wait()

@@ -52,7 +52,11 @@ async def prepare(
     except StoreError as exc:
         raise UserError(
             f"the store {config.store.location} can't be used: {exc}",
-            remedy="Check endpoint, credentials and bucket. Nothing was changed.",
+            remedy=(
+                "Check endpoint, credentials and bucket. Nothing was changed."
+                if config.store.type == "s3"
+                else "Check that the directory exists and may be written. Nothing was changed."
+            ),
             exit_code=ExitCode.STORE,
         ) from exc
     except FormatError as exc:
@@ -74,6 +78,9 @@ async def _prepare(
     writer = position.writer_id(cache)
     if cache.restore_complete:
         if position.compare(cache, state, writer) == position.SAME:
+            if cache.recovery == "sync-point":
+                # What the mirror was told after that point is forgotten.
+                cache.put_json("mirror_known", False)
             worker.hello["workspace"] = state["workspace"]
             return
         with cache.read() as view:

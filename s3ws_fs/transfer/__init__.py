@@ -1,1 +1,1 @@
-"""s3ws_fs.transfer"""
+"""The worker process, which alone speaks to the store, and the daemon's side of the pipe to it."""

@@ -4,7 +4,8 @@ Invariants
 1. A segment's PUT is the last request of a seal: what it names stands already.
 2. A lost answer is told from a fence by reading the header back: the same flush id is our own.
 3. Garbage is removed only below journal/seg|ckpt|blob, only after a checkpoint stands, only what
-   that checkpoint does not name, and only when older than GC_GRACE_S by the server's own clock.
+   that checkpoint does not name, and only what was older than GC_GRACE_S at its seal, by the
+   server's own clock.
 4. Restored records are verified (header, records digest, chain of hashes) before anyone sees them.
 
 Called by worker.
@@ -31,6 +32,7 @@ from s3ws_fs.core.errors import (
 )
 from s3ws_fs.core.journal import HEADER_BYTES, Header
 from s3ws_fs.core.limits import EXTENT_BYTES, FORMAT_VERSION
+from s3ws_fs.core.types import BLOB_BIT
 from s3ws_fs.store.base import Conditional
 from s3ws_fs.store.body import FileSlice
 from s3ws_fs.store.scoped import ScopedStore
@@ -259,21 +261,23 @@ def collect_garbage(store: ScopedStore, frozen: Frozen) -> int:
     for frame in records.frames():
         if frame.table == keys.T_CHUNKS:
             named.update(int.from_bytes(raw[:8], "big") for raw in frame.values)
+    segments = list(_numbers(store, layout.SEG_PREFIX))
+    sealed_ns = next((modified for n, _, modified in segments if n == frozen.number), 0)
+    # What later seals name was put after this one: however long we were stopped meanwhile, and
+    # whoever goes on now, it is younger than the limit.
+    limit_ns = sealed_ns - GC_GRACE_S * 1_000_000_000
     checkpoints = sorted(_numbers(store, layout.CKPT_PREFIX))
-    now_ns = max((modified for _, _, modified in checkpoints), default=0)
-    limit_ns = now_ns - GC_GRACE_S * 1_000_000_000
     gone = [
         layout.ckpt_key(n)
         for n, _, modified in checkpoints[:-CHECKPOINTS_KEPT]
         if modified < limit_ns
     ]
-    for prefix in (layout.SEG_PREFIX, layout.BLOB_PREFIX):
-        for number, _, modified in _numbers(store, prefix):
-            if number in named or modified >= limit_ns:
-                continue
-            if prefix == layout.SEG_PREFIX and number > frozen.number:
-                continue
-            gone.append(layout.object_key(number))
+    for number, _, modified in (*segments, *_numbers(store, layout.BLOB_PREFIX)):
+        if number in named or modified >= limit_ns:
+            continue
+        if number > frozen.number and not number & BLOB_BIT:
+            continue
+        gone.append(layout.object_key(number))
     failures = store.delete_many(gone)
     return len(gone) - len(failures)
 

@@ -60,6 +60,8 @@ class Outcome:
     conflict_inos: set[int] = field(default_factory=set)
     error: Exception | None = None
     transient: int = 0
+    is_uncertain: bool = False
+    """Objects of ours may stand that no row knows: a listing has to tell."""
     stopped: bool = False
     written: int = 0
 
@@ -146,7 +148,10 @@ class MirrorPass:
             outcome.conflict_inos.add(ino)
             return
         outcome.error = outcome.error or exc
-        outcome.transient += isinstance(exc, TransientError)
+        if isinstance(exc, TransientError):
+            outcome.transient += 1
+            # Perhaps only the answer was lost.
+            outcome.is_uncertain = True
 
     def _run_ops(self, ops: Sequence[Op]) -> None:
         for op, done in _windowed(self._pool, self._objects.write, ops, self._stopped):
@@ -155,6 +160,7 @@ class MirrorPass:
             except Exception as exc:
                 self._fail(op.target.ino, op.target.path, exc)
                 if isinstance(exc, StaleSourceError):
+                    self.outcome.is_uncertain = True
                     self._batch.removed.append(exc.path)
             else:
                 self.outcome.written += 1
@@ -187,6 +193,7 @@ class MirrorPass:
             if isinstance(failure.error, ConflictError):
                 # Somebody else's object now: it stays, and is ours no more.
                 self.outcome.conflicts[row.path.decode()] = "it was replaced from outside"
+                self.outcome.is_uncertain = True
                 self._batch.removed.append(row.path)
             else:
                 self._fail(row.ino, row.path.decode(), failure.error)

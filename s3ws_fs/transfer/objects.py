@@ -79,7 +79,7 @@ class MirrorObjects:
         file = self._todo.files[op.target.ino]
         assert file.rec is not None
         if op.row is not None and op.row.hash == NO_HASH:
-            known = self._adopt(op)
+            known = self._adopt(op, file.rec)
             if known is not None:
                 return known
         if op.kind == mirrorplan.COPY:
@@ -89,7 +89,7 @@ class MirrorObjects:
             return self._copy(op, file.rec, blob_key(op.blob_id), None, blob.hash)
         return self._put(op, file, file.rec)
 
-    def _adopt(self, op: Op) -> MirrorRow | None:
+    def _adopt(self, op: Op, rec: InodeRec) -> MirrorRow | None:
         """The row when what a listing showed is already what is wanted."""
         try:
             info = self._store.head(FILES_PREFIX + op.target.path)
@@ -98,6 +98,13 @@ class MirrorObjects:
         mark = content.our_mark(info.metadata, self._workspace)
         target = op.target
         if mark is None or mark[0] < target.generation or not target.generation:
+            return None
+        # It may have been another file's: directories above may have been renamed since.
+        generation, digest = mark
+        said = content.object_metadata(
+            rec, digest=digest, generation=generation, workspace=self._workspace
+        )
+        if info.size_bytes != rec.size or dict(info.metadata) != said:
             return None
         return self._row(op, info.etag, mark[1], generation=mark[0])
 

@@ -1,12 +1,16 @@
-"""After a restore: learn from a listing what stands in the mirror, and take away our leftovers.
+"""Learn from a listing what stands in the mirror, and take away our leftovers.
 
-The mirror's rows live in the cache; a cache made anew from the journal has none. One listing (a
-request a thousand objects) gives paths and ETags. Such rows are unverified (NO_HASH): an object is
-looked at before it is touched for the first time (mirror.py).
+The mirror's rows live in the cache; a cache made anew from the journal has none, and what a pass
+did that was cut off (a killed worker or daemon, a lost answer, a power cut) is in no row either: an
+object without a row would stay for ever when its file is renamed or removed next. One listing (a
+request a thousand objects) gives paths and ETags. Rows learnt so are unverified (NO_HASH): an
+object is looked at before it is touched for the first time (objects.py).
 
 Invariants
 1. Nothing is deleted but objects that carry this workspace's mark at paths where no file is.
 2. Each read transaction covers one page and no request.
+3. A row whose object is gone goes too, and its inode is looked at. A row whose object changed
+   stays, unless the object says that we put it later: what was edited from outside is told as ever.
 
 Called by worker.
 """
@@ -22,7 +26,7 @@ from s3ws_fs.core import content, keys
 from s3ws_fs.core.errors import NotFoundError
 from s3ws_fs.core.layout import FILES_PREFIX, mirror_path, unescape_path
 from s3ws_fs.core.mirrorplan import NO_HASH
-from s3ws_fs.core.records import MirrorRow, decode_inode
+from s3ws_fs.core.records import MirrorRow, decode_inode, decode_mirror
 from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import wire
@@ -44,25 +48,61 @@ def reconcile(
     listing = iter(store.list(FILES_PREFIX))
     seen: set[bytes] = set()
     leftovers: list[ListEntry] = []
+    changed: list[MirrorRow] = []
     while page := list(islice(listing, PAGE)):
         rows = []
         with reader.read() as view:
             for entry in page:
-                row = _row(view, entry)
-                if row is None:
-                    leftovers.append(entry)
-                else:
+                path = entry.key[len(FILES_PREFIX) :].encode()
+                known = view.mirror_at(path)
+                row = _row(view, entry) if known is None else None
+                if known is not None:
+                    if known.etag != entry.etag:
+                        changed.append(known)
+                elif row is not None:
                     rows.append(row)
-                    seen.add(keys.mirror_key(row.path))
+                else:
+                    leftovers.append(entry)
+                    continue
+                seen.add(keys.mirror_key(path))
         part({"rows": wire.rows_json(rows), "removed": []})
     removed = _remove_ours(store, workspace, leftovers)
-    missing = 0
+    stale = _put_since(store, workspace, changed)
+    part({"rows": wire.rows_json(stale), "removed": []})
     with reader.read() as view:
+        gone = list(_gone(view, seen))
         lacking = list(_lacking(view, seen, prefix_bytes))
+    for at in range(0, len(gone), PAGE):
+        paths = [row.path for row in gone[at : at + PAGE]]
+        part({"rows": [], "removed": wire.paths_json(paths)})
+    lacking += [row.ino for row in (*stale, *gone)]
     for at in range(0, len(lacking), PAGE):
         part({"look_at": lacking[at : at + PAGE]})
-        missing += len(lacking[at : at + PAGE])
-    return {"standing": len(seen), "removed": removed, "missing": missing}
+    return {"standing": len(seen), "removed": removed, "missing": len(lacking)}
+
+
+def _put_since(store: ScopedStore, workspace: str, rows: list[MirrorRow]) -> list[MirrorRow]:
+    """Of rows whose objects differ: those we put since, as rows of unknown content."""
+    found = []
+    for row in rows:
+        try:
+            info = store.head(FILES_PREFIX + row.path.decode())
+        except NotFoundError:
+            continue
+        mark = content.our_mark(info.metadata, workspace)
+        if mark is not None and mark[0] > row.generation:
+            found.append(MirrorRow(row.path, row.ino, 0, UNKNOWN_DATA, info.etag, NO_HASH))
+    return found
+
+
+def _gone(view: View, seen: set[bytes]) -> Iterator[MirrorRow]:
+    """Rows without an object (a directory's row never has one)."""
+    with view.txn.cursor(db=view.db.mirror) as cursor:
+        for key, raw in cursor:
+            if key not in seen:
+                row = decode_mirror(raw)
+                if not row.path.endswith(b"/"):
+                    yield row
 
 
 def _row(view: View, entry: ListEntry) -> MirrorRow | None:
@@ -93,7 +133,7 @@ def _remove_ours(store: ScopedStore, workspace: str, entries: list[ListEntry]) -
 
 
 def _lacking(view: View, seen: set[bytes], prefix_bytes: int) -> Iterator[int]:
-    """Inodes with a path that should stand in the mirror and does not."""
+    """Inodes with a path that is not in the mirror, also those that can't be: status names them."""
     with view.txn.cursor(db=view.db.inodes) as cursor:
         for key, raw in cursor:
             rec = decode_inode(keys.unpack_u64(key), raw)
@@ -101,6 +141,6 @@ def _lacking(view: View, seen: set[bytes], prefix_bytes: int) -> Iterator[int]:
                 continue
             for path in view.paths_of(rec):
                 text, _ = mirror_path(path, prefix_bytes)
-                if text and keys.mirror_key(text.encode()) not in seen:
+                if not text or keys.mirror_key(text.encode()) not in seen:
                     yield rec.ino
                     break

@@ -132,6 +132,11 @@ def paths_json(paths: Iterable[bytes]) -> list[str]:
     return [path.decode("latin-1") for path in paths]
 
 
+def paths_from(value: Iterable[str]) -> list[bytes]:
+    """The inverse of `paths_json`."""
+    return [path.encode("latin-1") for path in value]
+
+
 def rows_json(rows: Iterable[MirrorRow]) -> list[list[Any]]:
     """Mirror rows as JSON."""
     return [

@@ -279,6 +279,7 @@ class Worker:
             "written": outcome.written,
             "stopped": self._stop_mirror.is_set(),
             "failed": len(outcome.failed_inos),
+            "uncertain": outcome.is_uncertain,
             "conflict_inos": len(outcome.conflict_inos),
             "conflicts": [[path, why] for path, why in outcome.conflicts.items()],
             "unmirrored": [
@@ -289,15 +290,14 @@ class Worker:
         }
         frozen.close()
         self._frozen = None
-        lacking = result["error"] or result["stopped"] or result["failed"] or todo.unmirrored
-        if ask["note"] and not lacking:
+        if not (result["error"] or result["stopped"] or result["failed"]):
             journaling.note_mirrored(self.store, self._workspace, frozen.generation)
         return result
 
     def do_reconcile(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
-        """After a restore: learn from a listing what stands in the mirror."""
+        """Learn from a listing what stands in the mirror."""
         return reconcile.reconcile(
-            self.store, self.reader, self._workspace, ask["prefix_bytes"], part
+            self.store, self.reader, ask["workspace"], ask["prefix_bytes"], part
         )
 
     def do_stop_mirror(self, ask: dict[str, Any], part: Reply) -> None:

@@ -196,7 +196,7 @@ def mounter(config: MountConfig) -> Mounter:
             try:
                 await replica.prepare(lambda _: None)
                 fs.make_root(uid=0, gid=0, mode=0o755)
-                fs.drop_orphans_at_mount()
+                fs.drop_orphans_unmounted()
                 async with trio.open_nursery() as nursery:
                     if run:
                         nursery.start_soon(replica.run)

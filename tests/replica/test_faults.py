@@ -11,8 +11,10 @@ import trio
 from s3ws_fs.core import journal, layout
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import CacheError, ExitCode, FsError, TransientError, UserError
+from s3ws_fs.core.limits import EXTENT_BYTES
+from s3ws_fs.core.types import NeedExtents
 from s3ws_fs.store.scoped import ScopedStore
-from tests.replica.conftest import Mounter
+from tests.replica.conftest import Mount, Mounter
 from tests.replica.test_roundtrip import mirror
 from tests.support.seaweed import Seaweed
 
@@ -289,3 +291,122 @@ async def test_a_seal_that_was_not_noted_is_adopted(
     async with mounter("b") as m:
         assert await m.read("f") == b"sealed, but who knows"
     assert mirror(bucket) == {"f": b"sealed, but who knows"}
+
+
+def lose_what_the_mirror_says(m: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mirror passes do their work, but we die (or the worker does) before anything is noted."""
+    ask = m.replica.worker.ask
+
+    async def lossy(cmd: str, *args: object, **more: object) -> object:
+        if cmd != "mirror":
+            return await ask(cmd, *args, **more)  # type: ignore[arg-type]
+        await ask(cmd, **more)  # type: ignore[arg-type]
+        raise TransientError("mirror", "", "the transfer worker died")
+
+    monkeypatch.setattr(m.replica.worker, "ask", lossy)
+
+
+@pytest.mark.parametrize("again", ["same worker", "next mount"])
+async def test_objects_of_a_pass_that_was_cut_off_are_not_left(
+    mounter: Mounter, bucket: ScopedStore, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    async with mounter("a") as m:
+        m.write("stays", b"0")
+        await m.sync()
+        m.write("gone", b"1")
+        m.write("file/then/dir", b"2")
+        m.write("dir", b"3")
+        with monkeypatch.context() as patch:
+            lose_what_the_mirror_says(m, patch)
+            with pytest.raises(UserError):
+                await m.sync()
+        assert set(mirror(bucket)) == {"stays", "gone", "file/then/dir", "dir"}
+        m.unlink("gone")
+        m.unlink("dir")
+        m.rename("file", "dir")
+        m.write("file", b"4")
+        if again == "same worker":
+            await m.sync()
+    async with mounter("a") as m:
+        await m.sync()
+    assert mirror(bucket) == {"stays": b"0", "dir/then/dir": b"2", "file": b"4"}
+
+
+async def test_rows_of_a_pass_that_was_cut_off_are_not_believed(
+    mounter: Mounter, bucket: ScopedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trees renamed, mirrored unnoted, and renamed back: the rows are as before, objects not."""
+    async with mounter("a") as m:
+        m.write("a/f", b"1")
+        m.write("b/f", b"2")
+        await m.sync()
+        m.rename("a", "c")
+        m.rename("b", "a")
+        with monkeypatch.context() as patch:
+            lose_what_the_mirror_says(m, patch)
+            with pytest.raises(UserError):
+                await m.sync()
+        assert mirror(bucket) == {"c/f": b"1", "a/f": b"2"}
+        m.rename("a", "b")
+        m.rename("c", "a")
+        await m.sync()
+        assert mirror(bucket) == {"a/f": b"1", "b/f": b"2"}
+
+
+async def test_a_read_waits_for_the_store_to_come_back(
+    mounter: Mounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead worker or a lost connection is no EIO."""
+    async with mounter("a") as m:
+        m.write("f", b"data")
+        await m.sync()
+    async with mounter("b") as m:
+        ask = m.replica.worker.ask
+        failures = [1, 2]
+
+        async def failing(cmd: str, *args: object, **more: object) -> object:
+            if cmd == "fetch" and failures:
+                failures.pop()
+                raise TransientError("fetch", "", "the transfer worker died")
+            return await ask(cmd, *args, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(m.replica.worker, "ask", failing)
+        assert await m.read("f") == b"data"
+        assert not failures
+
+
+async def test_damage_beside_what_is_read_harms_no_reader(
+    mounter: Mounter, bucket: ScopedStore
+) -> None:
+    data = os.urandom(8 * EXTENT_BYTES)
+    async with mounter("a") as m:
+        m.write("f", data)
+        # The segment gets so large that a restore reads its records alone.
+        for number in range(3):
+            m.write(f"filler{number}", os.urandom(900_000))
+        await m.sync()
+        with m.cache.read() as view:
+            where = view.chunk(m.ino("f"), 3)
+    assert where is not None
+    key = layout.object_key(where.object_id)
+    raw = bytearray(bucket.get(key).data)
+    raw[where.offset] ^= 1
+    bucket.delete(key)
+    bucket.put(key, bytes(raw))
+    async with mounter("b") as m:
+        got = m.fs.read(m.ino("f"), 0, 10)
+        assert isinstance(got, NeedExtents)
+        async with trio.open_nursery() as nursery:
+            # The hydrator has all of it on one flight.
+            nursery.start_soon(m.replica.hydrate)
+            await trio.sleep(0)
+            await m.replica.fetch(got)
+        assert m.fs.read(m.ino("f"), 0, 10) == data[:10]
+        for index in range(8):
+            if index != 3:
+                at = index * EXTENT_BYTES
+                assert m.fs.read(m.ino("f"), at, EXTENT_BYTES) == data[at : at + EXTENT_BYTES]
+        damaged = m.fs.read(m.ino("f"), 3 * EXTENT_BYTES, 10)
+        assert isinstance(damaged, NeedExtents)
+        with pytest.raises(FsError):
+            await m.replica.fetch(damaged)

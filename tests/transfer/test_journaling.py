@@ -275,6 +275,27 @@ def test_garbage_is_what_nothing_names(
     assert kept
 
 
+def test_a_late_collector_leaves_what_later_seals_need(
+    fs: FileSystem,
+    cache: Cache,
+    tmp_path: Path,
+    store: ScopedStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A writer that slept between its checkpoint and the collection, while another one went on."""
+    monkeypatch.setattr(journaling, "GC_GRACE_S", 0)
+    digest = seal_one(fs, cache, tmp_path, store, 1, "").header_hash
+    write(fs, b"old", b"o")
+    late = seal_one(fs, cache, tmp_path, store, 2, digest, checkpoint=True)
+    time.sleep(0.01)
+    write(fs, b"new", bytes(3_000_000))
+    frozen = seal_one(fs, cache, tmp_path, store, 3, late.header_hash, checkpoint=True)
+    assert frozen.blobs
+    journaling.collect_garbage(store, late)
+    for object_id in frozen.blobs:
+        store.head(layout.blob_key(object_id))
+
+
 def test_the_grace_keeps_young_garbage(
     fs: FileSystem, cache: Cache, tmp_path: Path, store: ScopedStore
 ) -> None:
