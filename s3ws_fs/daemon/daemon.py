@@ -175,10 +175,12 @@ class Daemon:
         except Exception:
             # The mount is gone, but what it acknowledged is in the cache: save it first.
             log.exception("serving the mount failed")
+            parts.drop_orphans()
             outcome = await self._final_flush(parts)
             return Outcome(
                 outcome.exit_code or ExitCode.INTERNAL, "serving the mount failed", outcome.unsaved
             )
+        parts.drop_orphans()
         return await self._final_flush(parts)
 
     async def _prepare(self, parts: Parts) -> None:
@@ -188,7 +190,7 @@ class Daemon:
             await parts.replica.prepare(self.progress)
             config = self.config
             parts.fs.make_root(uid=config.root_uid, gid=config.root_gid, mode=config.root_mode)
-            parts.fs.drop_orphans_at_mount()
+            parts.fs.drop_orphans_unmounted()
         if self._preparing.cancelled_caught:
             raise UserError(
                 "stopped before the mount was ready",
@@ -296,7 +298,8 @@ class Daemon:
             log.error("the final flush failed", exc_info=error)
             why = f": {error}"
             if isinstance(error, UserError):
-                code = error.exit_code
+                # Its remedy speaks of a mount that still stands.
+                why, code = f": {error.message}", error.exit_code
         if unsaved is None:
             unsaved = parts.unsaved()
         if not unsaved and not why:

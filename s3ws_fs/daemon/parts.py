@@ -9,19 +9,47 @@ Called by `daemon.daemon`.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Final
+
+import trio
 
 from s3ws_fs import __version__
 from s3ws_fs.cache.cache import Cache, Identity
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core.config import MountConfig
+from s3ws_fs.core.errors import FsError
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.replica import report
 from s3ws_fs.replica.replicator import Replicator
+
+log = logging.getLogger(__name__)
+
+REAP_DELAY_S: Final = 0.2
+"""How long deleted files wait for others, to go in one transaction with them."""
+
+
+class Reaper:
+    """Drops deleted files soon after the kernel has let go of them."""
+
+    def __init__(self) -> None:
+        self._due = trio.Event()
+
+    def notify(self) -> None:
+        """A file waits to be dropped."""
+        self._due.set()
+
+    async def run(self, fs: FileSystem) -> None:
+        """Until cancelled. Raises FsError when the cache can't be written."""
+        while True:
+            await self._due.wait()
+            await trio.sleep(REAP_DELAY_S)
+            fs.reap()
+            self._due = trio.Event()
 
 
 def identity(config: MountConfig) -> Identity:
@@ -39,18 +67,28 @@ class Parts:
     durability: Durability
     fs: FileSystem
     replica: Replicator
+    reaper: Reaper = field(default_factory=Reaper)
 
     @classmethod
     def make(cls, config: MountConfig, cache: Cache) -> Parts:
         durability = Durability(cache)
         replica = Replicator(config, cache, durability)
+        reaper = Reaper()
         fs = FileSystem(
             cache,
             quota_bytes=config.max_size_bytes,
             quota_inodes=config.max_inodes,
             on_change=replica.notify,
+            on_forgotten=reaper.notify,
         )
-        return cls(cache, durability, fs, replica)
+        return cls(cache, durability, fs, replica, reaper)
+
+    def drop_orphans(self) -> None:
+        """After the mount: nobody can reach a deleted file any more. Never raises."""
+        try:
+            self.fs.drop_orphans_unmounted()
+        except FsError as exc:
+            log.warning("deleted files stay until the next mount: %s", exc)
 
     def unsaved(self) -> list[str]:
         """Paths of what is not sealed or not mirrored, sorted."""
@@ -60,6 +98,7 @@ class Parts:
         """What runs until the end, by name (the hydrator ends with the mount)."""
         return {
             "flusher": self.replica.run,
+            "reaper": partial(self.reaper.run, self.fs),
             "sync points": partial(self.durability.run, config.sync_point_interval_s),
         }
 

@@ -30,11 +30,14 @@ class FsBase:
         quota_bytes: int,
         quota_inodes: int,
         on_change: Callable[[], None] = lambda: None,
+        on_forgotten: Callable[[], None] = lambda: None,
     ) -> None:
         self.cache = cache
         self.quota_bytes = quota_bytes
         self.quota_inodes = quota_inodes
         self.on_change = on_change
+        self.on_forgotten = on_forgotten
+        """Called when an orphan waits to be dropped: `reap` is then due soon."""
         self._open_counts: dict[int, int] = {}
         self._orphans: set[int] = set()
         self._forgotten: set[int] = set()
@@ -42,9 +45,11 @@ class FsBase:
     def reap(self) -> None:
         """Drop the forgotten orphans now."""
         if self._forgotten:
-            gone, self._forgotten = self._forgotten, set()
-            self._orphans -= gone
+            gone = self._forgotten
             self._drop_orphans(sorted(gone))
+            # Only now: what could not be dropped (disk full) waits for the next time.
+            self._forgotten = set()
+            self._orphans -= gone
 
     def _drop_orphans(self, inos: list[int]) -> None:
         with self.cache.write() as tx:

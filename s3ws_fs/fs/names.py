@@ -306,9 +306,11 @@ class NameOps(FsBase):
             self._forgotten.add(ino)
             if len(self._forgotten) >= REAP_BATCH:
                 self.reap()
+            elif len(self._forgotten) == 1:
+                self.on_forgotten()
 
-    def drop_orphans_at_mount(self) -> int:
-        """Nothing is open yet: whatever the last daemon left as orphans goes. Returns how many."""
+    def drop_orphans_unmounted(self) -> int:
+        """Before and after a mount nothing is open: every orphan goes. Returns how many."""
         with self.cache.read() as view:
             left = [int.from_bytes(key, "big") for key, _ in view.txn.cursor(db=view.db.orphans)]
         for start in range(0, len(left), REAP_BATCH):

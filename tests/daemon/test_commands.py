@@ -11,8 +11,10 @@ import trio.testing
 from s3ws_fs.control.wire import ReplyError
 from s3ws_fs.core.errors import ExitCode
 from s3ws_fs.daemon.commands import (
+    FENCED_REMEDY,
     FOLLOW_QUEUE_MAX,
     UNSAVED_LISTED_MAX,
+    UNSAVED_REMEDY,
     Followers,
     Outcome,
     only_error,
@@ -68,6 +70,13 @@ def test_a_good_end_is_an_answer_and_a_bad_one_an_error_with_a_bounded_list() ->
     assert caught.value.exit_code is ExitCode.NOT_SAVED
     assert caught.value.details["unsaved"] == paths[:-1]
     assert caught.value.details["unsaved_count"] == len(paths)
+    assert caught.value.remedy == UNSAVED_REMEDY
+
+
+def test_who_is_fenced_is_not_told_that_a_mount_would_go_on_saving() -> None:
+    with pytest.raises(ReplyError) as caught:
+        Outcome(ExitCode.FENCED, "fenced", ["a"]).answer()
+    assert caught.value.remedy == FENCED_REMEDY
 
 
 def test_groups_of_one_are_opened() -> None:

@@ -240,8 +240,14 @@ class _FencedReplica(_StuckReplica):
         raise UserError("fenced", exit_code=ExitCode.FENCED)
 
 
+class _EmptyFileSystem:
+    def drop_orphans_unmounted(self) -> int:
+        return 0
+
+
 def _parts(replica: object) -> Parts:
-    return Parts(cast(Any, None), cast(Any, None), cast(Any, None), cast(Any, replica))
+    fs = cast(Any, _EmptyFileSystem())
+    return Parts(cast(Any, None), cast(Any, None), fs, cast(Any, replica))
 
 
 @pytest.fixture

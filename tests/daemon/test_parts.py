@@ -1,0 +1,53 @@
+"""The reaper: space of deleted files is given back soon, and in one transaction."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, cast
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from s3ws_fs.core.errors import FsError
+from s3ws_fs.daemon.parts import REAP_DELAY_S, Reaper
+
+
+class _Reaped:
+    def __init__(self, *, failing: bool = False) -> None:
+        self.times: list[float] = []
+        self.failing = failing
+
+    def reap(self) -> None:
+        self.times.append(trio.current_time())
+        if self.failing:
+            raise FsError(errno.ENOSPC)
+
+
+async def test_deleted_files_go_together_soon(autojump_clock: MockClock) -> None:
+    reaper, fs = Reaper(), _Reaped()
+    start_s = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reaper.run, cast(Any, fs))
+        await trio.sleep(1)
+        assert fs.times == []
+        reaper.notify()
+        await trio.sleep(REAP_DELAY_S / 2)
+        reaper.notify()
+        await trio.sleep(1)
+        assert fs.times == [start_s + 1 + REAP_DELAY_S]
+        reaper.notify()
+        await trio.sleep(1)
+        assert len(fs.times) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_could_not_be_dropped_is_tried_when_it_runs_again(
+    autojump_clock: MockClock,
+) -> None:
+    reaper, fs = Reaper(), _Reaped(failing=True)
+    reaper.notify()
+    for _ in range(2):
+        with pytest.raises(FsError):
+            await reaper.run(cast(Any, fs))
+    assert len(fs.times) == 2
