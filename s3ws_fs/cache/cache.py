@@ -20,6 +20,7 @@ Called by fs, replica and daemon.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -61,9 +62,19 @@ class Identity:
     format: int = FORMAT_VERSION
 
 
-def engine_error(exc: lmdb.Error) -> FsError:
-    """The errno error of an engine error: a full map or disk is ENOSPC, the rest EIO."""
+DISK_FULL_BYTES: Final = 1 << 20
+"""With less than this free, a write that failed is taken to have failed for want of space."""
+
+
+def engine_error(exc: lmdb.Error, directory: Path) -> FsError:
+    """The errno error of an engine error: a full map or disk is ENOSPC, the rest EIO.
+
+    On a full disk the engine's write is cut short, which it reports as EIO: the disk has to tell.
+    """
     full = isinstance(exc, lmdb.MapFullError) or "space left" in str(exc)
+    if not full:
+        free = os.statvfs(directory)
+        full = free.f_bavail * free.f_frsize < DISK_FULL_BYTES
     return FsError(errno.ENOSPC if full else errno.EIO, str(exc))
 
 
@@ -80,7 +91,7 @@ class _Write:
         try:
             self._txn = cache.env.begin(write=True)
         except lmdb.Error as exc:
-            raise engine_error(exc) from exc
+            raise engine_error(exc, cache.directory) from exc
         self._tx = Tx(self._txn, cache.tables, cache.head, cache.now_ns())
         return self._tx
 
@@ -98,13 +109,13 @@ class _Write:
             except BaseException as error:
                 self._txn.abort()
                 if isinstance(error, lmdb.Error):
-                    raise engine_error(error) from error
+                    raise engine_error(error, self._cache.directory) from error
                 raise
             self._cache.committed(tx)
             return
         self._txn.abort()
         if isinstance(exc, lmdb.Error):
-            raise engine_error(exc) from exc
+            raise engine_error(exc, self._cache.directory) from exc
 
 
 class ReadContext:
@@ -234,7 +245,9 @@ class Cache(Bookkeeping):
         self.sync_point()
         self.points.close()
         self.env.close()
-        syncpoint.note_boot(self.directory, self._boot_id, clean=True)
+        # On a full disk it can't be noted. The sync point just made vouches for everything.
+        with contextlib.suppress(OSError):
+            syncpoint.note_boot(self.directory, self._boot_id, clean=True)
         os.close(self._lock_fd)
 
     def __enter__(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -301,3 +302,24 @@ def test_restore_is_incomplete_until_said(opener: Opener) -> None:
         assert cache.restore_complete
         cache.clear_all()
         assert not cache.restore_complete
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk can only be mounted by root")
+def test_a_full_disk_is_no_input_output_error(tmp_path: Path, opener: Opener) -> None:
+    directory = tmp_path / "ws"
+    directory.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", directory], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        with opener() as cache:
+            with pytest.raises(FsError) as caught:
+                for number in range(2, 1000):
+                    put(cache, make_inode(number, b"f%d" % number), os.urandom(32768))
+            assert caught.value.errno == errno.ENOSPC
+            with cache.read() as view:
+                assert view.extent(2, 0) is not None
+    finally:
+        subprocess.run(["umount", directory], check=True)
