@@ -88,7 +88,7 @@ class FilesystemMachine(RuleBasedStateMachine):
         )
         self.fs = FileSystem(self.cache, quota_bytes=QUOTA_BYTES, quota_inodes=1000)
         self.fs.make_root(uid=0, gid=0, mode=0o755)
-        self.fs.drop_orphans_at_mount()
+        self.fs.drop_orphans_unmounted()
         self.held = []
 
     def teardown(self) -> None:
