@@ -1,49 +1,14 @@
-"""A cache in a temporary directory, with a clock the test moves."""
+"""A small filesystem over a cache in a temporary directory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
-from s3ws_fs.cache.cache import Cache, Identity, open_cache
+from s3ws_fs.cache.cache import Cache
 from s3ws_fs.fs.filesystem import FileSystem
+from tests.cache.conftest import cache, clock, opener
 
-IDENTITY = Identity(prefix="conversations/u/c/workspace/", store="local:/somewhere")
-QUOTA_BYTES = 64 << 20
-
-
-class Clock:
-    """Nanoseconds that move by one microsecond a reading."""
-
-    def __init__(self) -> None:
-        self.ns = 1_700_000_000_000_000_000
-
-    def __call__(self) -> int:
-        self.ns += 1000
-        return self.ns
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def opener(tmp_path: Path, clock: Clock) -> Callable[..., Cache]:
-    def opening(boot_id: str = "boot-1", identity: Identity = IDENTITY) -> Cache:
-        return open_cache(
-            tmp_path / "ws", identity, quota_bytes=QUOTA_BYTES, now_ns=clock, boot_id=boot_id
-        )
-
-    return opening
-
-
-@pytest.fixture
-def cache(opener: Callable[..., Cache]) -> Iterator[Cache]:
-    with opener() as opened:
-        yield opened
+__all__ = ["cache", "clock", "opener"]
 
 
 @pytest.fixture
