@@ -28,6 +28,12 @@ pytestmark = [
 ]
 
 
+def root_is_a_mount() -> bool:
+    """Whether "/" is a mount point (it is not in a plain chroot)."""
+    table = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[4] == "/" for line in table)
+
+
 class Container:
     """What a container gives the entrypoint: process 1, mounts of its own, an environment."""
 
@@ -56,6 +62,9 @@ class Container:
 
     def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
         namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        if not root_is_a_mount():
+            # In a chroot there is nothing at "/" whose propagation could be changed.
+            namespaces += ["--propagation", "unchanged"]
         return subprocess.Popen(
             [*namespaces, sys.executable, str(ENTRYPOINT), *command],
             env=self.env | env,
