@@ -21,6 +21,7 @@ from typing import Any, Final
 import lmdb
 
 from s3ws_fs.cache.tables import Tables
+from s3ws_fs.cache.tx import drop_prefix
 from s3ws_fs.core import keys
 from s3ws_fs.core.records import (
     MirrorRow,
@@ -170,17 +171,10 @@ class Bookkeeping:
                 txn.delete(key, db=db)
                 if table == keys.T_INODES:
                     for other in hanging:
-                        _drop_prefix(txn, other, key)
+                        drop_prefix(txn, other, key)
 
     def clear_all(self) -> None:
         """Restore anew: empty every table."""
         with self.env.begin(write=True) as txn:
             for name in self.tables.__dataclass_fields__:
                 txn.drop(getattr(self.tables, name), delete=False)
-
-
-def _drop_prefix(txn: lmdb.Transaction[bytes], db: lmdb._Database, prefix: bytes) -> None:
-    with txn.cursor(db=db) as cursor:
-        found = cursor.set_range(prefix)
-        while found and cursor.key().startswith(prefix):
-            found = cursor.delete()

@@ -328,7 +328,7 @@ def _check_identity(directory: Path, identity: Identity) -> None:
                 f"the cache in {directory} does not say which workspace it belongs to",
                 remedy=f"Its {IDENTITY_FILE} is missing. Choose another WORKSPACE_CACHE_DIR.",
             ) from None
-        _write_identity(directory, wanted)
+        syncpoint.write_json(path, wanted)
         return
     except ValueError as exc:
         raise CacheError(
@@ -343,18 +343,6 @@ def _check_identity(directory: Path, identity: Identity) -> None:
                 f"not {value!r}",
                 remedy="Choose another WORKSPACE_CACHE_DIR, or mount the workspace it belongs to.",
             )
-
-
-def _write_identity(directory: Path, wanted: dict[str, object]) -> None:
-    temp = directory / (IDENTITY_FILE + ".tmp")
-    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(fd, json.dumps(wanted).encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    temp.replace(directory / IDENTITY_FILE)
-    syncpoint.sync_directory(directory)
 
 
 def _recover(directory: Path, boot_id: str, now_ns: int) -> str:

@@ -97,15 +97,20 @@ def read_boot(directory: Path) -> tuple[str, bool] | None:
 
 def note_boot(directory: Path, boot_id: str, *, clean: bool) -> None:
     """Durably note under which boot the cache is open, or that it was closed cleanly."""
-    temp = directory / (BOOT_FILE + ".tmp")
+    write_json(directory / BOOT_FILE, {"boot_id": boot_id, "clean": clean})
+
+
+def write_json(path: Path, value: dict[str, object]) -> None:
+    """Replace a private file by a JSON object, durably: the old one or the new one, never less."""
+    temp = path.with_name(path.name + ".tmp")
     fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.write(fd, json.dumps({"boot_id": boot_id, "clean": clean}).encode())
+        os.write(fd, json.dumps(value).encode())
         os.fsync(fd)
     finally:
         os.close(fd)
-    temp.replace(directory / BOOT_FILE)
-    sync_directory(directory)
+    temp.replace(path)
+    sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:

@@ -22,10 +22,19 @@ from s3ws_fs.core.records import (
     Head,
     InodeRec,
     decode_dirty,
+    decode_location,
     encode_dirty,
 )
 
 _EMPTY = b""
+
+
+def drop_prefix(txn: lmdb.Transaction[bytes], table: lmdb._Database, prefix: bytes) -> None:
+    """Delete every record of a table whose key starts with `prefix` (not empty)."""
+    with txn.cursor(db=table) as cursor:
+        found = cursor.set_range(prefix)
+        while found and cursor.key().startswith(prefix):
+            found = cursor.delete()
 
 
 class Tx(View):
@@ -80,20 +89,13 @@ class Tx(View):
         key = keys.pack_u64(rec.ino)
         self.txn.delete(key, db=self.db.inodes)
         self.txn.delete(key, db=self.db.orphans)
-        self._drop_below(self.db.extents, key)
-        self._drop_below(self.db.chunks, key)
-        self._drop_below(self.db.xattrs, key)
+        for hanging in (self.db.extents, self.db.chunks, self.db.xattrs):
+            drop_prefix(self.txn, hanging, key)
         for table in (keys.T_CHUNKS, keys.T_XATTRS):
-            self._drop_below(self.db.dirty, keys.dirty_key(table, key))
+            drop_prefix(self.txn, self.db.dirty, keys.dirty_key(table, key))
         self.head_rec.used_bytes -= rec.alloc
         self.head_rec.inodes -= 1
         self.mark(keys.T_INODES, key)
-
-    def _drop_below(self, table: lmdb._Database, prefix: bytes) -> None:
-        with self.txn.cursor(db=table) as cursor:
-            found = cursor.set_range(prefix)
-            while found and cursor.key().startswith(prefix):
-                found = cursor.delete()
 
     def put_dentry(self, parent: int, name: bytes, ino: int) -> None:
         """Let `name` in `parent` stand for an inode."""
@@ -168,7 +170,7 @@ class Tx(View):
             found = cursor.set_range(start)
             while found and cursor.key().startswith(prefix):
                 key = cursor.key()
-                held[key] = int.from_bytes(cursor.value()[16:20], "big")
+                held[key] = decode_location(cursor.value()).length
                 found = cursor.delete()
         with self.txn.cursor(db=self.db.extents) as cursor:
             found = cursor.set_range(start)

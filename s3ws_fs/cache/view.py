@@ -124,6 +124,10 @@ class View:
                     return
                 yield keys.split_chunk_key(key)[1]
 
+    def xattr(self, ino: int, name: bytes) -> bytes | None:
+        """Value of an extended attribute."""
+        return self.txn.get(keys.xattr_key(ino, name), db=self.db.xattrs)
+
     def xattrs(self, ino: int) -> Iterator[tuple[bytes, bytes]]:
         """(name, value) of an inode's extended attributes."""
         prefix = keys.pack_u64(ino)

@@ -106,7 +106,7 @@ class FileSystem(NameOps, DataOps):
         """Value of an extended attribute. Raises ENODATA, EOPNOTSUPP, ENOENT."""
         _check_xattr_name(name)
         with self.cache.read() as view:
-            value = view.txn.get(ino.to_bytes(8, "big") + name, db=view.db.xattrs)
+            value = view.xattr(ino, name)
             if value is None:
                 need(view, ino)
                 raise FsError(errno.ENODATA)
@@ -146,7 +146,7 @@ class FileSystem(NameOps, DataOps):
         _check_xattr_name(name)
         with self.cache.write() as tx:
             rec = need(tx, ino)
-            if tx.txn.get(ino.to_bytes(8, "big") + name, db=tx.db.xattrs) is None:
+            if tx.xattr(ino, name) is None:
                 raise FsError(errno.ENODATA)
             tx.drop_xattr(ino, name)
             rec.ctime_ns = tx.now_ns
