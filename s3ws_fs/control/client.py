@@ -3,7 +3,8 @@
 Invariants
 1. No wait is without a bound that the caller chose; `None` means as long as the daemon lives.
 2. A daemon that dies ends every wait at once (the kernel closes its socket).
-3. What the daemon refused is raised as it said it (ReplyError: message, remedy, exit code).
+3. What the daemon refused is raised as it said it (ReplyError: message, remedy, exit code), also
+   when it refused before it read the request.
 
 Called by launch, cli and the manager (in a thread).
 """
@@ -49,7 +50,7 @@ def request(
     with _connect(socket_path) as sock:
         lines = _Lines(sock, deadline)
         try:
-            sock.sendall(wire.encode_request(cmd, args or {}))
+            _send(sock, wire.encode_request(cmd, args or {}))
             while True:
                 message = wire.decode(lines.next())
                 if "ok" in message:
@@ -102,6 +103,15 @@ def _connect(socket_path: str) -> socket.socket:
             exit_code=ExitCode.NOT_MOUNTED,
         ) from exc
     return sock
+
+
+def _send(sock: socket.socket, line: bytes) -> None:
+    try:
+        sock.sendall(line)
+    except (BrokenPipeError, ConnectionResetError):
+        # A daemon that refuses a connection hangs up without reading; its reason waits here to be
+        # read, and where there is none, reading says that it is gone.
+        return
 
 
 class _Lines:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -205,12 +206,11 @@ async def test_connections_over_the_limit_are_refused_and_come_back(
 ) -> None:
     monkeypatch.setattr(server, "CONNECTIONS_MAX", 1)
     async with serving(tmp_path) as (path, handlers):
-        stream = await raw(path)
-        await stream.send_all(wire.encode_request("wait", {}))
-        await handlers.waiting.wait()
-        with pytest.raises(UserError, match="too many"):
-            await ask(path, "echo")
-        await stream.aclose()
+        async with await raw(path) as stream:
+            await stream.send_all(wire.encode_request("wait", {}))
+            await handlers.waiting.wait()
+            with pytest.raises(UserError, match="too many"):
+                await ask(path, "echo")
         await handlers.cancelled.wait()
         with trio.fail_after(10):
             while True:
@@ -219,6 +219,40 @@ async def test_connections_over_the_limit_are_refused_and_come_back(
                     return
                 except UserError:
                     await trio.sleep(0.01)
+
+
+async def test_a_refusal_is_heard_when_the_server_hung_up_before_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS_MAX", 1)
+    refused = threading.Event()
+    send_refusal = server._refuse
+
+    async def refuse(stream: trio.SocketStream, message: str) -> None:
+        await send_refusal(stream, message)
+        await stream.aclose()
+        refused.set()
+
+    monkeypatch.setattr(server, "_refuse", refuse)
+
+    class Late(Mapping[str, Any]):
+        """Arguments that are ready when the server has closed its end."""
+
+        def __getitem__(self, key: str) -> Any:
+            raise KeyError(key)
+
+        def __len__(self) -> int:
+            return 1
+
+        def __iter__(self) -> Iterator[str]:
+            assert refused.wait(10)
+            return iter(())
+
+    async with serving(tmp_path) as (path, handlers), await raw(path) as stream:
+        await stream.send_all(wire.encode_request("wait", {}))
+        await handlers.waiting.wait()
+        with pytest.raises(UserError, match="too many"):
+            await trio.to_thread.run_sync(lambda: client.request(path, "echo", Late()))
 
 
 async def test_another_users_process_is_refused(
