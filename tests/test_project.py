@@ -101,6 +101,7 @@ def test_the_readme_shows_the_defaults_of_the_settings() -> None:
     for variable, default in (
         ("WORKSPACE_UNMOUNT_GRACE", f"{settings.unmount_grace_s:g}"),
         ("WORKSPACE_SYNC_POINT_INTERVAL", f"{settings.sync_point_interval_s:g}"),
+        ("WORKSPACE_READ_TIMEOUT", f"{settings.read_timeout_s:g}"),
         ("WORKSPACE_BACKUP_INTERVAL", f"{settings.backup_interval_s:g}"),
         ("WORKSPACE_ADAPTIVE_WAIT_US", f"{settings.adaptive_wait_us}"),
         ("WORKSPACE_MAX_FILES", f"{settings.max_size_mb}, {settings.max_inodes}"),

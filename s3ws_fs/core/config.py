@@ -159,6 +159,7 @@ class MountConfig:
     root_mode: int = 0o755
     unmount_grace_s: float = 10.0
     sync_point_interval_s: float = 5.0
+    read_timeout_s: float = 60.0
     log_level: str = "info"
     log_format: LogFormat = "text"
     adaptive_wait_us: int = 40
@@ -174,6 +175,7 @@ class MountConfig:
         _in_range("max_inodes", self.max_inodes, INODES_MIN, INODES_MAX)
         _in_range("unmount_grace_s", self.unmount_grace_s, 0.0, INTERVAL_S_MAX)
         _in_range("sync_point_interval_s", self.sync_point_interval_s, 0.1, INTERVAL_S_MAX)
+        _in_range("read_timeout_s", self.read_timeout_s, 0.1, INTERVAL_S_MAX)
         _in_range("adaptive_wait_us", self.adaptive_wait_us, 0, ADAPTIVE_WAIT_US_MAX)
         _in_range("root_uid", self.root_uid, 0, ID_MAX)
         _in_range("root_gid", self.root_gid, 0, ID_MAX)

@@ -79,6 +79,7 @@ class Settings(BaseModel):
     root_mode: int = Field(default=0o755, ge=0, le=0o7777)
     unmount_grace_s: float = Field(default=10.0, ge=0, le=limits.INTERVAL_S_MAX)
     sync_point_interval_s: float = Field(default=5.0, ge=0.1, le=limits.INTERVAL_S_MAX)
+    read_timeout_s: float = Field(default=60.0, ge=0.1, le=limits.INTERVAL_S_MAX)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     adaptive_wait_us: int = Field(default=40, ge=0, le=limits.ADAPTIVE_WAIT_US_MAX)
@@ -173,6 +174,7 @@ class Settings(BaseModel):
             root_mode=self.root_mode,
             unmount_grace_s=self.unmount_grace_s,
             sync_point_interval_s=self.sync_point_interval_s,
+            read_timeout_s=self.read_timeout_s,
             log_level=self.log_level,
             log_format=self.log_format,
             adaptive_wait_us=self.adaptive_wait_us,

@@ -89,6 +89,10 @@ OPTIONS: Final[dict[str, Option]] = {
     "sync_point_interval_s": Option(
         ("WORKSPACE_SYNC_POINT_INTERVAL",), "Seconds between power-loss-safe states of the cache."
     ),
+    "read_timeout_s": Option(
+        ("WORKSPACE_READ_TIMEOUT",),
+        "Seconds that a read of what is only in the bucket waits for the store.",
+    ),
     "log_level": Option(("WORKSPACE_LOG_LEVEL",), "debug, info, warning or error."),
     "log_format": Option(("WORKSPACE_LOG_FORMAT",), "text or json."),
     "adaptive_wait_us": Option(

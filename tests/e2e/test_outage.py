@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,11 +15,12 @@ from s3ws_fs.core.errors import ExitCode
 from s3ws_fs.fuse import table
 from tests.support import trees
 from tests.support.buckets import S3Bucket, mirror_differences
-from tests.support.host import NEVER_BY_ITSELF, HostMaker
+from tests.support.host import NEVER_BY_ITSELF, QUICK, HostMaker
 from tests.support.mounting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.fuse, pytest.mark.s3]
 
+READ_TIMEOUT_S = 3
 DEGRADED_S_MAX = 60.0
 RECOVERED_S_MAX = 90.0
 
@@ -90,14 +92,17 @@ def test_cold_read_without_a_store_is_eio_and_heals(
     (first.mountpoint / "large").write_bytes(os.urandom(40 << 20))
     wanted = trees.sha256_of(first.mountpoint / "large")
     first.umount()
-    second = new_host(mortal_bucket, "second")
+    second = new_host(
+        mortal_bucket, "second", settings={**QUICK, "WORKSPACE_READ_TIMEOUT": str(READ_TIMEOUT_S)}
+    )
     second.mount()
     second.now()
     mortal_bucket.server.stop()
     if second.now()["hydration"]["cold_bytes"]:
         # Some of it may have come already; what has not is an error, never wrong bytes.
-        with pytest.raises(OSError):
+        with pytest.raises(OSError) as failed:
             trees.sha256_of(second.mountpoint / "large")
+        assert failed.value.errno == errno.EIO
     (second.mountpoint / "still writable").write_bytes(b"x")
     mortal_bucket.server.start()
 
