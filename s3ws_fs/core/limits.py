@@ -25,3 +25,6 @@ XATTR_VALUE_BYTES_MAX: Final = 64 * 1024
 XATTR_LIST_BYTES_MAX: Final = 64 * 1024
 LINKS_MAX: Final = 65_000
 """Hard links to one inode (EMLINK beyond), as on ext4."""
+TIME_NS_MIN: Final = -(1 << 63)
+TIME_NS_MAX: Final = (1 << 63) - 1
+"""Times a record can hold: the years 1677 to 2262. Others become the nearest, as on ext4."""

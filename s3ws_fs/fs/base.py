@@ -42,14 +42,22 @@ class FsBase:
         self._orphans: set[int] = set()
         self._forgotten: set[int] = set()
 
-    def reap(self) -> None:
-        """Drop the forgotten orphans now."""
-        if self._forgotten:
+    def awaits_forget(self) -> bool:
+        """Whether a deleted file that nobody has open waits for the kernel to let go of it."""
+        return any(
+            ino not in self._open_counts for ino in self._orphans if ino not in self._forgotten
+        )
+
+    def reap(self) -> bool:
+        """Drop the forgotten orphans now; whether there were any."""
+        found = bool(self._forgotten)
+        if found:
             gone = self._forgotten
             self._drop_orphans(sorted(gone))
             # Only now: what could not be dropped (disk full) waits for the next time.
             self._forgotten = set()
             self._orphans -= gone
+        return found
 
     def _drop_orphans(self, inos: list[int]) -> None:
         with self.cache.write() as tx:

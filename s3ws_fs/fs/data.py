@@ -16,7 +16,7 @@ import stat
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import View
 from s3ws_fs.core.errors import FsError
-from s3ws_fs.core.extents import extent_count, overlay, spans
+from s3ws_fs.core.extents import ALLOC_UNIT_BYTES, extent_count, overlay, spans
 from s3ws_fs.core.limits import EXTENT_BYTES, FILE_BYTES_MAX
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import Location, NeedExtents
@@ -68,7 +68,10 @@ class DataOps(FsBase):
             return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
     def write(self, ino: int, offset: int, data: bytes | memoryview) -> int | NeedExtents:
-        """Write all of `data` at `offset`. Raises EFBIG, EDQUOT, ENOSPC, EISDIR, EINVAL."""
+        """Write `data` at `offset`; how much: less than all only where the quota ends.
+
+        Raises EFBIG, EDQUOT, ENOSPC, EISDIR, EINVAL.
+        """
         end = offset + len(data)
         if end > FILE_BYTES_MAX:
             raise FsError(errno.EFBIG)
@@ -86,9 +89,17 @@ class DataOps(FsBase):
             if exc.errno == errno.EDQUOT and self._forgotten:
                 self.reap()
                 return self.write(ino, offset, data)
+            fitting = self._fitting(offset) if exc.errno == errno.EDQUOT else 0
+            if 0 < fitting < len(data):
+                return self.write(ino, offset, memoryview(data)[:fitting])
             raise
         self.on_change()
         return len(data)
+
+    def _fitting(self, offset: int) -> int:
+        """How many bytes from `offset` on the quota has room for, ending with a unit of it."""
+        left_bytes = self.quota_bytes - self.cache.head.used_bytes
+        return (offset + left_bytes) // ALLOC_UNIT_BYTES * ALLOC_UNIT_BYTES - offset
 
     def _write_extents(self, tx: Tx, rec: InodeRec, offset: int, data: memoryview) -> None:
         used_before = tx.head_rec.used_bytes

@@ -3,7 +3,8 @@
 Invariants
 1. Times are set as asked; ctime is always the transaction's. atime changes only when it is set
    (noatime): reading changes nothing.
-2. Extended attributes of the namespaces user, trusted and security are kept; others are refused.
+2. Extended attributes of the namespaces user, trusted and security are kept, and access control
+   lists (see acls); others are refused.
 3. statfs shows the quota as the disk's size, so that df and programs that look ahead are right.
 
 Called by fuse and daemon.
@@ -16,15 +17,19 @@ import os
 import stat
 from typing import Final
 
+from s3ws_fs.core import acl
 from s3ws_fs.core.errors import FsError
 from s3ws_fs.core.limits import (
     NAME_BYTES_MAX,
+    TIME_NS_MAX,
+    TIME_NS_MIN,
     XATTR_LIST_BYTES_MAX,
     XATTR_NAME_BYTES_MAX,
     XATTR_VALUE_BYTES_MAX,
 )
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import ROOT_INO, Attr, NeedExtents, StatFs
+from s3ws_fs.fs import acls
 from s3ws_fs.fs.base import need
 from s3ws_fs.fs.data import ColdError, DataOps
 from s3ws_fs.fs.names import NameOps
@@ -87,14 +92,15 @@ class FileSystem(NameOps, DataOps):
                     self._truncate(tx, rec, size)
                 if mode is not None:
                     rec.mode = stat.S_IFMT(rec.mode) | stat.S_IMODE(mode)
+                    acls.chmod(tx, rec)
                 if uid is not None:
                     rec.uid = uid
                 if gid is not None:
                     rec.gid = gid
                 if atime_ns is not None:
-                    rec.atime_ns = atime_ns
+                    rec.atime_ns = _kept_ns(atime_ns)
                 if mtime_ns is not None:
-                    rec.mtime_ns = mtime_ns
+                    rec.mtime_ns = _kept_ns(mtime_ns)
                 rec.ctime_ns = tx.now_ns
                 tx.put_inode(rec)
         except ColdError as cold:
@@ -118,10 +124,14 @@ class FileSystem(NameOps, DataOps):
             need(view, ino)
             return [name for name, _ in view.xattrs(ino)]
 
-    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+    def setxattr(
+        self, ino: int, name: bytes, value: bytes, flags: int = 0, *, keep_setgid: bool = True
+    ) -> None:
         """Set an extended attribute; `flags` as XATTR_CREATE, XATTR_REPLACE.
 
-        Raises EEXIST, ENODATA, EOPNOTSUPP, ERANGE (name), E2BIG (value), ENOSPC (all names).
+        An access control list sets the mode too, and clears setgid unless `keep_setgid`.
+        Raises EEXIST, ENODATA, EOPNOTSUPP, ERANGE (name), E2BIG (value), ENOSPC (all names); for
+        a list EINVAL, EACCES.
         """
         _check_xattr_name(name)
         if len(value) > XATTR_VALUE_BYTES_MAX:
@@ -136,19 +146,29 @@ class FileSystem(NameOps, DataOps):
                     raise FsError(errno.ENODATA)
                 if sum(len(found) + 1 for found in (*names, name)) > XATTR_LIST_BYTES_MAX:
                     raise FsError(errno.ENOSPC)
-            tx.put_xattr(ino, name, value)
+            if name in acl.NAMES:
+                acls.put(tx, rec, name, value, keep_setgid=keep_setgid)
+            elif name in names and tx.xattr(ino, name) == value:
+                # As ext4 does: nothing changed, so ctime stays, and nothing has to be flushed.
+                return
+            else:
+                tx.put_xattr(ino, name, value)
             rec.ctime_ns = tx.now_ns
             tx.put_inode(rec)
         self.on_change()
 
     def removexattr(self, ino: int, name: bytes) -> None:
-        """Remove an extended attribute. Raises ENODATA, EOPNOTSUPP, ENOENT."""
+        """Remove an extended attribute. Raises ENODATA (but for a list), EOPNOTSUPP, ENOENT."""
         _check_xattr_name(name)
         with self.cache.write() as tx:
             rec = need(tx, ino)
-            if tx.xattr(ino, name) is None:
+            if name in acl.NAMES:
+                if not acls.remove(tx, rec, name):
+                    return
+            elif tx.xattr(ino, name) is None:
                 raise FsError(errno.ENODATA)
-            tx.drop_xattr(ino, name)
+            else:
+                tx.drop_xattr(ino, name)
             rec.ctime_ns = tx.now_ns
             tx.put_inode(rec)
         self.on_change()
@@ -168,8 +188,15 @@ class FileSystem(NameOps, DataOps):
         )
 
 
+def _kept_ns(asked_ns: int) -> int:
+    """The nearest time that a record can hold."""
+    return min(max(asked_ns, TIME_NS_MIN), TIME_NS_MAX)
+
+
 def _check_xattr_name(name: bytes) -> None:
     if len(name) > XATTR_NAME_BYTES_MAX:
         raise FsError(errno.ERANGE)
-    if not name.startswith(_XATTR_NAMESPACES):
+    if name in _XATTR_NAMESPACES:
+        raise FsError(errno.EINVAL, "a namespace without a name")
+    if not name.startswith(_XATTR_NAMESPACES) and name not in acl.NAMES:
         raise FsError(errno.EOPNOTSUPP, "namespace")

@@ -27,6 +27,7 @@ from s3ws_fs.core.types import (
     Cred,
     DirEntry,
 )
+from s3ws_fs.fs import acls
 from s3ws_fs.fs.base import FsBase, check_name, need, need_dir, need_entry, touch_dir
 
 REAP_BATCH = 64
@@ -40,7 +41,11 @@ class NameOps(FsBase):
         """Attributes of an entry. Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
         with self.cache.read() as view:
             if name == b".":
-                return need_dir(view, parent).attr()
+                # Of a file too: so the kernel finds what a file handle stands for.
+                rec = need(view, parent)
+                if rec.nlink == 0:
+                    raise FsError(errno.ENOENT, "was removed")
+                return rec.attr()
             if name == b"..":
                 return need(view, need_dir(view, parent).parent).attr()
             check_name(name)
@@ -79,6 +84,9 @@ class NameOps(FsBase):
                 gid = above.gid
                 if stat.S_ISDIR(mode):
                     mode |= stat.S_ISGID
+            lists: dict[bytes, bytes] = {}
+            if not stat.S_ISLNK(mode):
+                mode, lists = acls.inherited(tx, parent, mode, cred.umask)
             is_dir = stat.S_ISDIR(mode)
             if is_dir and above.nlink >= LINKS_MAX:
                 raise FsError(errno.EMLINK)
@@ -101,6 +109,8 @@ class NameOps(FsBase):
                 target=target,
             )
             tx.add_inode(rec)
+            for list_name, value in lists.items():
+                tx.put_xattr(rec.ino, list_name, value)
             tx.put_dentry(parent, name, rec.ino)
             if is_dir:
                 above.nlink += 1
@@ -110,21 +120,18 @@ class NameOps(FsBase):
 
     def create(self, parent: int, name: bytes, mode: int, cred: Cred) -> Attr:
         """Make a regular file. Raises EEXIST, ENOENT, ENOTDIR, EDQUOT, ENOSPC, ENAMETOOLONG."""
-        bits = stat.S_IMODE(mode) & ~cred.umask
-        return self._make(parent, name, stat.S_IFREG | bits, cred)
+        return self._make(parent, name, stat.S_IFREG | stat.S_IMODE(mode), cred)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, cred: Cred) -> Attr:
         """Make a file, fifo, socket or device node of the type in `mode`. Raises as create."""
         kind = stat.S_IFMT(mode) or stat.S_IFREG
         if kind in (stat.S_IFDIR, stat.S_IFLNK):
             raise FsError(errno.EINVAL)
-        bits = stat.S_IMODE(mode) & ~cred.umask
-        return self._make(parent, name, kind | bits, cred, rdev=rdev)
+        return self._make(parent, name, kind | stat.S_IMODE(mode), cred, rdev=rdev)
 
     def mkdir(self, parent: int, name: bytes, mode: int, cred: Cred) -> Attr:
         """Make a directory. Raises as create, and EMLINK."""
-        bits = stat.S_IMODE(mode) & ~cred.umask
-        return self._make(parent, name, stat.S_IFDIR | bits, cred)
+        return self._make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), cred)
 
     def symlink(self, parent: int, name: bytes, target: bytes, cred: Cred) -> Attr:
         """Make a symbolic link. Raises as create, and ENAMETOOLONG for the target."""

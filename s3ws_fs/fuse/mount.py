@@ -10,6 +10,10 @@ Invariants
 3. Only our own mount is ever taken away: it is known by the number of its connection.
 4. A mount point that a killed daemon left behind (ENOTCONN) is recognised and cleared before
    mounting.
+5. Mounted by mount(2), we are given the mode a program asked for and its umask apart: which of both
+   counts depends on the directory's default access list. Only the flag MS_POSIXACL makes the kernel
+   do so (pyfuse3 does not ask for FUSE_CAP_DONT_MASK), and neither libfuse nor fusermount3 passes
+   it on: where only fusermount3 may mount, the umask has been applied already.
 
 Called by the daemon.
 """
@@ -21,6 +25,7 @@ import ctypes
 import errno
 import logging
 import os
+import stat
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -47,6 +52,9 @@ UMOUNT_RETRY_S: Final = 0.1
 STDERR_BYTES_MAX: Final = 4096
 """How much of what libfuse says while mounting is kept for the error."""
 
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_POSIXACL: Final = 1 << 16
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 FUSERMOUNT: Final = "fusermount3"
@@ -150,6 +158,27 @@ def _mount_error(mountpoint: str, reason: str, allow_other: bool) -> UserError:
     )
 
 
+def _mount_directly(mountpoint: str, allow_other: bool) -> int | None:
+    """mount(2) as libfuse does it, with one flag more (invariant 5): the descriptor to serve.
+
+    None where that can't be done here: libfuse then tries by itself, and by fusermount3.
+    """
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    data = f"fd={device},rootmode={stat.S_IFDIR:o},user_id={os.getuid()},group_id={os.getgid()}"
+    data += ",default_permissions" + (",allow_other" if allow_other else "")
+    done = _libc.mount(
+        FSNAME.encode(),
+        os.fsencode(mountpoint),
+        f"fuse.{FSNAME}".encode(),
+        ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_POSIXACL),
+        data.encode(),
+    )
+    if done == 0:
+        return device
+    os.close(device)
+    return None
+
+
 @contextlib.contextmanager
 def mounted(operations: Operations, mountpoint: str, *, allow_other: bool) -> Iterator[Mount]:
     """Mount; at the end of the block close the session. Raises UserError.
@@ -158,10 +187,15 @@ def mounted(operations: Operations, mountpoint: str, *, allow_other: bool) -> It
     mount still stands, it is taken away, so that no program waits for answers that nobody gives.
     """
     check_mountpoint(mountpoint)
+    device = _mount_directly(mountpoint, allow_other)
+    where = mountpoint if device is None else f"/dev/fd/{device}"
     with _captured_stderr() as said:
         try:
-            pyfuse3.init(operations, mountpoint, mount_options(allow_other=allow_other))
+            pyfuse3.init(operations, where, mount_options(allow_other=allow_other))
         except RuntimeError as exc:
+            if device is not None:
+                _umount(Mount(mountpoint, table.connection_id(mountpoint)), MNT_DETACH)
+                os.close(device)
             raise _mount_error(mountpoint, said() or str(exc), allow_other) from None
     mount = Mount(mountpoint, table.connection_id(mountpoint))
     try:
@@ -181,6 +215,15 @@ async def serve(
     wait = AdaptiveWait(adaptive_wait_us, hold) if adaptive_wait_us > 0 else None
     with installed(wait):
         await pyfuse3.main(min_tasks=1, max_tasks=HANDLERS_MAX)
+
+
+async def show_root(mount: Mount) -> None:
+    """Make the kernel ask for the root's attributes. `serve` must be running.
+
+    Until somebody does, it takes the root for uid 0's, and refuses its owner chmod(2) and setfacl.
+    """
+    with contextlib.suppress(OSError):
+        await trio.to_thread.run_sync(os.stat, mount.mountpoint, abandon_on_cancel=True)
 
 
 def _umount(mount: Mount, flags: int) -> None:

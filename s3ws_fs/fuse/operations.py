@@ -3,14 +3,16 @@
 Invariants
 1. No handler holds state about files: a file handle is the inode number. So a daemon that died can
    be replaced, and nothing here has to be restored.
-2. Every handler is `atomic` (never awaits) or `awaiting` (may wait), see `translate`. A call of
-   `FileSystem` is one committed transaction; the reply follows without an await in between, so at
-   most one operation is committed and unanswered at any time.
+2. Every handler is `atomic` (never awaits), `creating` (only before it is tried again), or
+   `awaiting` (may wait), see `translate`. A call of `FileSystem` is one committed transaction; the
+   reply follows without an await in between, so at most one operation is committed and
+   unanswered at any time.
 3. A call that needs bytes which are only in the bucket returns `NeedExtents`. The handler fetches
    them and calls again: at most `FETCH_ROUNDS_MAX` times, each at most `FETCH_DEADLINE_S`, then
    EIO. A request that was read can't be abandoned by its caller, so no wait is without end.
-4. Permissions are the kernel's work (mount option default_permissions), so are locks, mmap and
-   copy_file_range. pyfuse3 exposes no fallocate, ioctl, or O_TMPFILE.
+4. Permissions are the kernel's work (mount option default_permissions), access lists included
+   (`enable_acl`: it reads and keeps them), so are locks, mmap and copy_file_range. pyfuse3 exposes
+   no fallocate, ioctl, or O_TMPFILE.
 5. Lookup counts are not kept: inode numbers are never reused, and an inode may go only when it has
    no name and no open handle, of which the kernel's FORGET is then the last word.
 6. `flush` (every close(2)) and `access` answer ENOSYS, once each: the kernel then stops asking.
@@ -24,16 +26,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import pyfuse3
 import trio
 
+from s3ws_fs.core import acl
 from s3ws_fs.core.errors import FormatError, FsError, StoreError
 from s3ws_fs.core.types import Attr, NeedExtents
 from s3ws_fs.fs.filesystem import FileSystem
-from s3ws_fs.fuse.translate import Faults, IdMap, Translator, atomic, awaiting
+from s3ws_fs.fuse.caller import keeps_setgid
+from s3ws_fs.fuse.translate import Faults, IdMap, Translator, atomic, awaiting, creating
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +59,14 @@ READDIR_BATCH_MAX: Final = 256
 the kernel gives a page for it, about 200 when it gives as much as the program did (newer ones).
 """
 
+FORGET_POLLS_MAX: Final = 50
+FORGET_POLL_S: Final = 0.001
+"""How long a refused change waits for the kernel to let go of what was deleted before. In turns of
+the loop, not by the clock: on a busy machine the FORGET is there, and not yet read."""
+
+ROOM_TRIES_MAX: Final = 3
+"""How often one write has room made for it: others may take it meanwhile."""
+
 Fetch = Callable[[NeedExtents], Awaitable[None]]
 
 
@@ -61,12 +74,13 @@ class Operations(pyfuse3.Operations):
     """pyfuse3's handlers over one `FileSystem`.
 
     fetch(need): brings the extents into the cache, or raises. wait_durable(): returns when all that
-    was committed before the call survives a power loss.
+    was committed before the call survives a power loss. make_room(): after ENOSPC, whether it is
+    worth trying again. settled(time): the time to store for one that came with setattr.
     """
 
-    supports_dot_lookup = False
+    supports_dot_lookup = True
     enable_writeback_cache = False
-    enable_acl = False
+    enable_acl = True
 
     def __init__(
         self,
@@ -74,6 +88,8 @@ class Operations(pyfuse3.Operations):
         *,
         fetch: Fetch,
         wait_durable: Callable[[], Awaitable[None]],
+        make_room: Callable[[], Awaitable[bool]] | None = None,
+        settled: Callable[[int], int] = int,
         uids: IdMap | None = None,
         gids: IdMap | None = None,
         fetch_deadline_s: float = FETCH_DEADLINE_S,
@@ -84,6 +100,8 @@ class Operations(pyfuse3.Operations):
         self._fetch = fetch
         self._fetch_deadline_s = fetch_deadline_s
         self._wait_durable = wait_durable
+        self._make_room = make_room
+        self._settled = settled
         self._to = Translator(uids or IdMap(), gids or IdMap())
         self._refusing = False
         self.started = trio.Event()
@@ -111,9 +129,29 @@ class Operations(pyfuse3.Operations):
         except trio.TooSlowError:
             log.warning("fetch for inode %d took over %.0f s", need.ino, self._fetch_deadline_s)
             raise FsError(errno.EIO, "the object store did not answer in time") from None
+        except FsError as exc:
+            if not await self.has_room_now(exc):
+                raise FsError(errno.EIO, str(exc)) from exc
         except (StoreError, FormatError) as exc:
             log.warning("fetch for inode %d failed: %s", need.ino, exc)
             raise FsError(errno.EIO, str(exc)) from exc
+
+    async def has_room_now(self, exc: FsError) -> bool:
+        """After this error: whether room was made, so that trying again makes sense.
+
+        What was deleted just now may be waiting for the kernel's FORGET, which comes after the
+        reply, and is then read like any request: it is given a moment.
+        """
+        if exc.errno not in (errno.EDQUOT, errno.ENOSPC):
+            return False
+        for _ in range(FORGET_POLLS_MAX):
+            if not self._fs.awaits_forget():
+                break
+            await trio.sleep(FORGET_POLL_S)
+        dropped = self._fs.reap()
+        if exc.errno == errno.EDQUOT:
+            return dropped
+        return self._make_room is not None and await self._make_room()
 
     # --- names ---------------------------------------------------------------------------------
 
@@ -128,7 +166,7 @@ class Operations(pyfuse3.Operations):
                 raise
             return self._to.absent()
 
-    @atomic
+    @creating
     def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
@@ -137,21 +175,21 @@ class Operations(pyfuse3.Operations):
         self._fs.open(attr.ino)
         return pyfuse3.FileInfo(fh=attr.ino, keep_cache=True), self._to.entry(attr)
 
-    @atomic
+    @creating
     def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         self._changing()
         return self._to.entry(self._fs.mknod(parent_inode, name, mode, rdev, self._to.cred(ctx)))
 
-    @atomic
+    @creating
     def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         self._changing()
         return self._to.entry(self._fs.mkdir(parent_inode, name, mode, self._to.cred(ctx)))
 
-    @atomic
+    @creating
     def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -224,8 +262,8 @@ class Operations(pyfuse3.Operations):
                 uid=self._to.stored_uid(attr.st_uid) if fields.update_uid else None,
                 gid=self._to.stored_gid(attr.st_gid) if fields.update_gid else None,
                 size=attr.st_size if fields.update_size else None,
-                atime_ns=attr.st_atime_ns if fields.update_atime else None,
-                mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+                atime_ns=self._settled(attr.st_atime_ns) if fields.update_atime else None,
+                mtime_ns=self._settled(attr.st_mtime_ns) if fields.update_mtime else None,
             )
             if isinstance(result, Attr):
                 return self._to.entry(result)
@@ -238,16 +276,28 @@ class Operations(pyfuse3.Operations):
 
         Atomic as it is, nothing comes between the two.
         """
-        return self._fs.getxattr(inode, name)
+        return self._to.shown_value(name, self._fs.getxattr(inode, name))
 
     @atomic
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._changing()
-        self._fs.setxattr(inode, name, value, 0)
+        keep_setgid = name != acl.ACCESS or self._keeps_setgid(inode, ctx)
+        value = self._to.stored_value(name, value)
+        self._fs.setxattr(inode, name, value, keep_setgid=keep_setgid)
+
+    def _keeps_setgid(self, inode: int, ctx: pyfuse3.RequestContext) -> bool:
+        attr = self._fs.getattr(inode)
+        return not attr.mode & stat.S_ISGID or keeps_setgid(
+            ctx.pid, ctx.uid, ctx.gid, self._to.shown_gid(attr.gid)
+        )
 
     @atomic
     def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return self._fs.listxattr(inode)
+        """The kernel checks who may read `trusted.`, but leaves it to us who sees its names."""
+        names = self._fs.listxattr(inode)
+        if ctx.uid == 0:
+            return names
+        return [name for name in names if not name.startswith(b"trusted.")]
 
     @atomic
     def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -268,9 +318,20 @@ class Operations(pyfuse3.Operations):
         """
         if flags & os.O_TRUNC:
             self._changing()
-            self._fs.setattr(inode, size=0)
+            self._fs.setattr(inode, size=0, mode=self._mode_after_truncation(inode, ctx))
         self._fs.open(inode)
         return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+
+    def _mode_after_truncation(self, inode: int, ctx: pyfuse3.RequestContext) -> int | None:
+        """Without setuid and setgid, unless it is root's; None for no change.
+
+        The kernel sees to it itself at every other change of the bytes.
+        """
+        mode = self._fs.getattr(inode).mode
+        if ctx.uid == 0 or not mode & (stat.S_ISUID | stat.S_ISGID):
+            return None
+        mode &= ~stat.S_ISUID
+        return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
 
     @awaiting
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -284,10 +345,15 @@ class Operations(pyfuse3.Operations):
 
     @awaiting
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        """Waits when it changes part of an extent that is in the bucket alone."""
+        """Waits when it changes part of an extent that is in the bucket alone, or for room."""
         for rounds in range(FETCH_ROUNDS_MAX + 1):
             self._changing()
-            result = self._fs.write(fh, off, buf)
+            try:
+                result = self._fs.write(fh, off, buf)
+            except FsError as exc:
+                if rounds >= ROOM_TRIES_MAX or not await self.has_room_now(exc):
+                    raise
+                continue
             if not isinstance(result, NeedExtents):
                 return result
             await self._warm(result, rounds)

@@ -1,4 +1,4 @@
-"""From our types to the kernel's and back: attributes, ids, errors.
+"""From our types to the kernel's and back: attributes, ids, access lists, errors.
 
 Invariants
 1. Stored ids become shown ids, and shown become stored, only here (`IdMap`).
@@ -25,7 +25,8 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
-from s3ws_fs.core.errors import FsError
+from s3ws_fs.core import acl
+from s3ws_fs.core.errors import FormatError, FsError
 from s3ws_fs.core.types import Attr, Cred, StatFs
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,9 @@ class IdMap:
             self._shown.setdefault(stored, shown)
             self._stored.setdefault(shown, stored)
 
+    def __bool__(self) -> bool:
+        return bool(self._shown)
+
     def shown(self, stored: int) -> int:
         return self._shown.get(stored, stored)
 
@@ -69,6 +73,7 @@ class Translator:
     def __init__(self, uids: IdMap, gids: IdMap) -> None:
         self._uids = uids
         self._gids = gids
+        self._mapping = bool(uids) or bool(gids)
         self._absent = pyfuse3.EntryAttributes()
         self._absent.st_ino = 0
         self._absent.entry_timeout = KERNEL_CACHE_S
@@ -103,6 +108,26 @@ class Translator:
 
     def stored_gid(self, shown: int) -> int:
         return self._gids.stored(shown)
+
+    def shown_gid(self, stored: int) -> int:
+        return self._gids.shown(stored)
+
+    def stored_value(self, name: bytes, value: bytes) -> bytes:
+        """An extended attribute to store: the ids within an access control list are the stored."""
+        if not self._mapping or name not in acl.NAMES:
+            return value
+        try:
+            given = acl.decode(value)
+        except FormatError as exc:
+            raise FsError(errno.EINVAL, str(exc)) from None
+        return acl.encode(acl.with_ids(given, self._uids.stored, self._gids.stored))
+
+    def shown_value(self, name: bytes, value: bytes) -> bytes:
+        """A stored extended attribute: the ids within an access control list are the shown."""
+        if not self._mapping or name not in acl.NAMES:
+            return value
+        kept = acl.decode(value)
+        return acl.encode(acl.with_ids(kept, self._uids.shown, self._gids.shown))
 
     def statvfs(self, statfs: StatFs) -> pyfuse3.StatvfsData:
         data = pyfuse3.StatvfsData()
@@ -143,7 +168,15 @@ class HasFaults(Protocol):
     faults: Faults
 
 
+class MakesRoom(HasFaults, Protocol):
+    """What a class with `creating` handlers provides."""
+
+    async def has_room_now(self, exc: FsError) -> bool:
+        """After this error: whether room was made, so that trying again makes sense."""
+
+
 S = TypeVar("S", bound=HasFaults)
+M = TypeVar("M", bound=MakesRoom)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -171,6 +204,26 @@ def atomic(
             raise pyfuse3.FUSEError(_errno_for(name, self.faults, exc)) from None
 
     return handler
+
+
+def creating(
+    function: Callable[Concatenate[M, P], R],
+) -> Callable[Concatenate[M, P], Coroutine[Any, Any, R]]:
+    """Like `atomic`; when it was refused for want of room, it is tried once more if there is some.
+
+    It awaits only then: nothing was done yet, and nothing else runs between the second try and its
+    reply.
+    """
+
+    async def handler(self: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(self, *args, **kwargs)
+        except FsError as exc:
+            if not await self.has_room_now(exc):
+                raise
+        return function(self, *args, **kwargs)
+
+    return awaiting(functools.wraps(function)(handler))
 
 
 def awaiting(

@@ -6,12 +6,17 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import cast
 
+import pyfuse3
 import pytest
 
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.fuse import mount, table
+from s3ws_fs.fuse.operations import Operations
+from tests.support.actors import as_user, require_root
 from tests.support.mounting import mounted_layer, wait_until
+from tests.support.pair import let_others_pass
 
 pytestmark = pytest.mark.fuse
 
@@ -52,6 +57,39 @@ def test_a_mountpoint_must_be_a_directory(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             mount.check_mountpoint(str(path))
         assert caught.value.exit_code is ExitCode.BAD_SETTINGS
+
+
+def test_the_owner_of_a_fresh_root_may_change_it_first(tmp_path: Path) -> None:
+    """The kernel has to have asked whose it is, before anybody did anything else."""
+    if os.geteuid() != 0:
+        with mounted_layer(tmp_path) as again:
+            again.mountpoint.chmod(0o700)
+        return
+    with mounted_layer(tmp_path, uid_map=[[0, 10001]]) as again:
+        let_others_pass(again.mountpoint.parent)
+        as_user(10001, 10001, [], lambda: Path("mnt").chmod(0o700), cwd=tmp_path)
+        assert again.mountpoint.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_session_that_fails_leaves_no_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where we mount by ourselves, nobody else clears it away."""
+    require_root()
+
+    def fail(*_: object) -> None:
+        assert table.is_mounted(str(tmp_path)), "mounted before the session begins"
+        raise RuntimeError("no session")
+
+    monkeypatch.setattr(pyfuse3, "init", fail)
+    open_files = len(os.listdir("/proc/self/fd"))
+    with (
+        pytest.raises(UserError, match="no session"),
+        mount.mounted(cast(Operations, None), str(tmp_path), allow_other=False),
+    ):
+        pass
+    assert not table.is_mounted(str(tmp_path))
+    assert len(os.listdir("/proc/self/fd")) == open_files
 
 
 def test_users_of_a_mount_are_named(tmp_path: Path) -> None:

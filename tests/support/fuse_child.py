@@ -1,16 +1,20 @@
 """The fuse layer alone, over a real filesystem on a real cache, in a process of its own.
 
 `python -m tests.support.fuse_child JSON --ready-fd N`, where JSON has mountpoint, cache, and maybe
-allow_other, uid_map, gid_map, quota_bytes, adaptive_wait_us, faulty. With `faulty`, names that
-start with `fault-` make the filesystem raise what no filesystem should.
+allow_other, uid_map, gid_map, quota_bytes, adaptive_wait_us, faulty, traced, by_libfuse. With
+`faulty`, names that start with `fault-` make the filesystem raise what no filesystem should. With
+`traced`, each request for an extended attribute is a line of the log. With `by_libfuse`, libfuse
+mounts, as where mount(2) is not allowed.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,15 @@ import trio
 
 from s3ws_fs.cache.cache import Identity, open_cache
 from s3ws_fs.cache.durability import Durability
+from s3ws_fs.core.clock import CLOCK_REALTIME_COARSE, Clock
 from s3ws_fs.core.types import Attr, Cred, NeedExtents
 from s3ws_fs.daemon import logs
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse import mount
 from s3ws_fs.fuse.operations import Operations
 from s3ws_fs.fuse.translate import IdMap
+
+log = logging.getLogger("s3ws_fs.traced")
 
 
 class FaultyFileSystem(FileSystem):
@@ -49,14 +56,27 @@ class FaultyFileSystem(FileSystem):
         return super().write(ino, offset, data)
 
 
+class TracedFileSystem(FileSystem):
+    """Logs what it is asked for."""
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        log.info("getxattr %d %s", ino, name.decode())
+        return super().getxattr(ino, name)
+
+
 async def run(options: dict[str, Any], ready_fd: int) -> None:
+    clock = Clock(partial(time.clock_gettime_ns, CLOCK_REALTIME_COARSE))
     cache = open_cache(
         Path(options["cache"]),
         Identity("test/", "test"),
         quota_bytes=options.get("quota_bytes", 500 << 20),
-        now_ns=time.time_ns,
+        now_ns=clock,
     )
     kind = FaultyFileSystem if options.get("faulty") else FileSystem
+    if options.get("traced"):
+        kind = TracedFileSystem
+    if options.get("by_libfuse"):
+        mount._mount_directly = lambda mountpoint, allow_other: None
     with cache:
         fs = kind(
             cache,
@@ -68,13 +88,14 @@ async def run(options: dict[str, Any], ready_fd: int) -> None:
             fs,
             fetch=_no_fetch,
             wait_durable=Durability(cache).ensure,
+            settled=clock.settled,
             uids=IdMap(options.get("uid_map", ())),
             gids=IdMap(options.get("gid_map", ())),
         )
         allow_other = options.get("allow_other", os.geteuid() == 0)
         with mount.mounted(operations, options["mountpoint"], allow_other=allow_other) as ours:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_announce, operations, ready_fd)
+                nursery.start_soon(_announce, operations, ours, ready_fd)
                 nursery.start_soon(_obey, ours)
                 await mount.serve(adaptive_wait_us=options.get("adaptive_wait_us", 40))
                 nursery.cancel_scope.cancel()
@@ -84,8 +105,9 @@ async def _no_fetch(need: NeedExtents) -> None:
     raise AssertionError(need)
 
 
-async def _announce(operations: Operations, ready_fd: int) -> None:
+async def _announce(operations: Operations, ours: mount.Mount, ready_fd: int) -> None:
     await operations.started.wait()
+    await mount.show_root(ours)
     os.write(ready_fd, b'{"event":"ready"}\n')
     os.close(ready_fd)
 
