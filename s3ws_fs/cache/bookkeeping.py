@@ -8,24 +8,29 @@ Invariants
    seal, or no mark at all (the file is gone), means it is not.
 3. Fetched bytes are stored only while the extent is still cold and still has that location.
 4. Each call is bounded by its arguments, so that the loop can serve requests in between.
+5. Evicted is only what the bucket has: no dirty mark, a location, and bytes of its digest.
 
 Called by replica (in the daemon, on the loop's thread).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import lmdb
+import xxhash
 
 from s3ws_fs.cache.tables import Tables
 from s3ws_fs.cache.tx import drop_prefix
 from s3ws_fs.core import keys
+from s3ws_fs.core.errors import FsError
 from s3ws_fs.core.records import (
     MirrorRow,
     decode_dirty,
+    decode_location,
     decode_mirror,
     encode_dirty,
     encode_location,
@@ -35,6 +40,9 @@ from s3ws_fs.core.types import Location
 FORGET_BATCH_MAX: Final = 2000
 """Dirty marks looked at in one transaction of `forget`."""
 
+EVICT_BATCH_MAX: Final = 256
+"""Extents looked at in one transaction of `evict`."""
+
 _TABLE_FIELDS: Final = keys.TABLE_NAMES
 
 
@@ -43,6 +51,25 @@ class Bookkeeping:
 
     env: lmdb.Environment
     tables: Tables
+    has_evicted = False
+    """Whether anything was made cold since it was opened."""
+
+    def failed(self, exc: lmdb.Error) -> FsError:
+        """The error to raise for an engine error."""
+        raise NotImplementedError
+
+    def spent(self, added_bytes: int) -> None:
+        """So many bytes of pages were committed."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _book(self) -> Iterator[lmdb.Transaction[bytes]]:
+        """One transaction. Raises FsError (ENOSPC, EIO), and then nothing of it stands."""
+        try:
+            with self.env.begin(write=True) as txn:
+                yield txn
+        except lmdb.Error as exc:
+            raise self.failed(exc) from exc
 
     def get_json(self, name: str) -> Any:
         """A meta value kept as JSON; None when there is none."""
@@ -52,12 +79,12 @@ class Bookkeeping:
 
     def put_json(self, name: str, value: Any) -> None:
         """Keep a meta value as JSON."""
-        with self.env.begin(write=True) as txn:
+        with self._book() as txn:
             txn.put(name.encode(), json.dumps(value).encode(), db=self.tables.meta)
 
     def record_locations(self, generation: int, items: Iterable[tuple[bytes, bytes]]) -> None:
         """Sealed extents: (chunk key, chunk record) each; what changed since is left alone."""
-        with self.env.begin(write=True) as txn:
+        with self._book() as txn:
             for key, raw in items:
                 mark = keys.dirty_key(keys.T_CHUNKS, key)
                 noted = txn.get(mark, db=self.tables.dirty)
@@ -78,7 +105,7 @@ class Bookkeeping:
         newer than the seal stays; its first dirt is moved up to the freeze, since what was
         dirty before is sealed.
         """
-        with self.env.begin(write=True) as txn, txn.cursor(db=self.tables.dirty) as cursor:
+        with self._book() as txn, txn.cursor(db=self.tables.dirty) as cursor:
             found = cursor.set_range(resume) if resume else cursor.first()
             for _ in range(limit):
                 if not found:
@@ -116,7 +143,7 @@ class Bookkeeping:
         done: Sequence[tuple[int, int]],
     ) -> None:
         """Mirror progress: rows now standing, paths gone, and (ino, generation) finished."""
-        with self.env.begin(write=True) as txn:
+        with self._book() as txn:
             for path in removed:
                 self._drop_mirror(txn, keys.mirror_key(path))
             for row in put:
@@ -138,35 +165,64 @@ class Bookkeeping:
 
     def add_mirror_todo(self, inos: Iterable[int], generation: int) -> None:
         """Have these inodes' mirror objects looked at again."""
-        with self.env.begin(write=True) as txn:
+        with self._book() as txn:
             for ino in inos:
                 txn.put(keys.pack_u64(ino), keys.pack_u64(generation), db=self.tables.mtodo)
 
     def store_fetched(self, items: Iterable[tuple[int, int, Location, bytes]]) -> int:
         """Keep fetched bytes: (ino, index, location they came from, bytes); returns how many."""
-        stored = 0
-        with self.env.begin(write=True) as txn:
+        stored = stored_bytes = 0
+        with self._book() as txn:
             for ino, index, location, data in items:
                 key = keys.chunk_key(ino, index)
                 if txn.get(key, db=self.tables.chunks) != encode_location(location):
                     continue
                 if txn.put(key, data, db=self.tables.extents, overwrite=False):
                     stored += 1
+                    stored_bytes += len(data)
+        self.spent(stored_bytes)
         return stored
+
+    def evict(self, resume: bytes = b"", limit: int = EVICT_BATCH_MAX) -> tuple[int, bytes | None]:
+        """Make clean extents cold; (bytes freed, where to go on or None at the end).
+
+        Their pages serve again after the next sync point. Looks at `limit` extents.
+        """
+        freed_bytes = 0
+        self.has_evicted = True
+        with self._book() as txn, txn.cursor(db=self.tables.extents) as cursor:
+            found = cursor.set_range(resume) if resume else cursor.first()
+            for _ in range(limit):
+                if not found:
+                    return freed_bytes, None
+                key = cursor.key()
+                if self._is_in_bucket(txn, key, cursor.value()):
+                    freed_bytes += len(cursor.value())
+                    found = cursor.delete() and bool(cursor.key())
+                else:
+                    found = cursor.next()
+            return freed_bytes, cursor.key() if found else None
+
+    def _is_in_bucket(self, txn: lmdb.Transaction[bytes], key: bytes, data: bytes) -> bool:
+        raw = txn.get(key, db=self.tables.chunks)
+        if raw is None or txn.get(keys.dirty_key(keys.T_CHUNKS, key), db=self.tables.dirty):
+            return False
+        # An orphan's data is not shipped, and has no mark all the same: its digest tells.
+        return decode_location(raw).digest == xxhash.xxh3_128_digest(data)
 
     def load_records(
         self, table: int, puts: Iterable[tuple[bytes, bytes]], *, append: bool = False
     ) -> None:
         """Restore: put records of a journal table; `append` when sorted and the table is empty."""
         db = getattr(self.tables, _TABLE_FIELDS[table])
-        with self.env.begin(write=True) as txn, txn.cursor(db=db) as cursor:
+        with self._book() as txn, txn.cursor(db=db) as cursor:
             cursor.putmulti(puts, append=append)
 
     def drop_records(self, table: int, gone: Iterable[bytes]) -> None:
         """Restore: tombstones of a journal table; an inode's takes all that hangs on it along."""
         db = getattr(self.tables, _TABLE_FIELDS[table])
         hanging = (self.tables.chunks, self.tables.xattrs, self.tables.links)
-        with self.env.begin(write=True) as txn:
+        with self._book() as txn:
             for key in gone:
                 txn.delete(key, db=db)
                 if table == keys.T_INODES:
@@ -175,6 +231,6 @@ class Bookkeeping:
 
     def clear_all(self) -> None:
         """Restore anew: empty every table."""
-        with self.env.begin(write=True) as txn:
+        with self._book() as txn:
             for name in self.tables.__dataclass_fields__:
                 txn.drop(getattr(self.tables, name), delete=False)

@@ -7,6 +7,7 @@ On disk, below the cache directory of the workspace (0700, files 0600):
     sync.side       the two sync point slots
     data/           the LMDB environment
     spool/          transfer files of the worker
+    reserve         room for deletions and the spool when the disk is full
     quarantine-*/   caches that could not be trusted, kept for a person
 
 Invariants
@@ -35,6 +36,7 @@ import lmdb
 
 from s3ws_fs.cache import syncpoint
 from s3ws_fs.cache.bookkeeping import Bookkeeping
+from s3ws_fs.cache.headroom import Headroom, engine_error, keep_reserve
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, Tables, map_bytes, open_env, open_tables
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import META_HEAD, View
@@ -48,6 +50,7 @@ COMMIT_PAGES_BYTES: Final = 12 * 4096
 for creating and writing small files (copies of the tree's path to each record it touches)."""
 
 LOCK_FILE: Final = "lock"
+LOCK_BYTES: Final = 32
 IDENTITY_FILE: Final = "identity.json"
 SPOOL_DIR: Final = "spool"
 _META_RESTORED: Final = b"restored"
@@ -60,22 +63,6 @@ class Identity:
     prefix: str
     store: str
     format: int = FORMAT_VERSION
-
-
-DISK_FULL_BYTES: Final = 1 << 20
-"""With less than this free, a write that failed is taken to have failed for want of space."""
-
-
-def engine_error(exc: lmdb.Error, directory: Path) -> FsError:
-    """The errno error of an engine error: a full map or disk is ENOSPC, the rest EIO.
-
-    On a full disk the engine's write is cut short, which it reports as EIO: the disk has to tell.
-    """
-    full = isinstance(exc, lmdb.MapFullError) or "space left" in str(exc)
-    if not full:
-        free = os.statvfs(directory)
-        full = free.f_bavail * free.f_frsize < DISK_FULL_BYTES
-    return FsError(errno.ENOSPC if full else errno.EIO, str(exc))
 
 
 class _Write:
@@ -91,7 +78,7 @@ class _Write:
         try:
             self._txn = cache.env.begin(write=True)
         except lmdb.Error as exc:
-            raise engine_error(exc, cache.directory) from exc
+            raise cache.failed(exc) from exc
         self._tx = Tx(self._txn, cache.tables, cache.head, cache.now_ns())
         return self._tx
 
@@ -101,21 +88,23 @@ class _Write:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        tx = self._tx
+        tx, cache = self._tx, self._cache
         if exc is None and tx.changed:
             try:
                 tx.finish()
+                if cache.headroom.level and not cache.headroom.allows(tx, cache.head):
+                    raise FsError(errno.ENOSPC, cache.headroom.reason())
                 self._txn.commit()
             except BaseException as error:
                 self._txn.abort()
                 if isinstance(error, lmdb.Error):
-                    raise engine_error(error, self._cache.directory) from error
+                    raise cache.failed(error) from error
                 raise
-            self._cache.committed(tx)
+            cache.committed(tx)
             return
         self._txn.abort()
         if isinstance(exc, lmdb.Error):
-            raise engine_error(exc, self._cache.directory) from exc
+            raise cache.failed(exc) from exc
 
 
 class ReadContext:
@@ -161,6 +150,10 @@ class Cache(Bookkeeping):
         self._closed = False
         data_file = directory / DATA_DIR / DATA_FILE
         self.points = syncpoint.SyncPoints(env, directory, data_file)
+        keep_reserve(directory)
+        self.headroom = Headroom(env, self.tables, directory)
+        self.freed = False
+        """Pages were freed that serve again only after the next sync point."""
         self.head = self._load_head()
 
     def _load_head(self) -> Head:
@@ -168,8 +161,7 @@ class Cache(Bookkeeping):
             if view.meta(META_HEAD) is not None:
                 return view.head()
         head = Head(generation=0, next_ino=ROOT_INO + 1, used_bytes=0, inodes=0)
-        with self.env.begin(write=True) as txn:
-            txn.put(META_HEAD, head.encode(), db=self.tables.meta)
+        self.set_head(head)
         return head
 
     @property
@@ -193,11 +185,30 @@ class Cache(Bookkeeping):
     def committed(self, tx: Tx) -> None:
         """Take over the counters of a committed transaction."""
         self.head = tx.head_rec
-        self.uncovered_bytes += tx.put_bytes + COMMIT_PAGES_BYTES
+        added_bytes = tx.put_bytes + COMMIT_PAGES_BYTES
+        self.uncovered_bytes += added_bytes
         self.on_bytes(self.uncovered_bytes)
+        if tx.is_freeing:
+            self.freed = True
+        self.spent(added_bytes)
+
+    def spent(self, added_bytes: int) -> None:
+        """So many bytes of pages were committed: now and then, what is left is measured."""
+        headroom = self.headroom
+        headroom.budget_bytes -= added_bytes
+        if headroom.budget_bytes < 0:
+            headroom.measure()
+
+    def failed(self, exc: lmdb.Error) -> FsError:
+        """The error to raise for an engine error; what is left is measured."""
+        error = engine_error(exc, self.directory)
+        if error.errno == errno.ENOSPC:
+            self.headroom.measure()
+        return error
 
     def start_sync(self) -> int:
         """A sync point begins: the bytes it is going to cover."""
+        self.freed = False
         covered, self.uncovered_bytes = self.uncovered_bytes, 0
         return covered
 
@@ -219,13 +230,13 @@ class Cache(Bookkeeping):
 
     def set_restore_complete(self) -> None:
         """The workspace is whole: from now on it may be flushed. Durable when this returns."""
-        with self.env.begin(write=True) as txn:
+        with self._book() as txn:
             txn.put(_META_RESTORED, b"1", db=self.tables.meta)
         self.sync_point()
 
     def set_head(self, head: Head) -> None:
         """Restore: continue from the counters of the bucket's newest generation."""
-        with self.env.begin(write=True) as txn:
+        with self._book() as txn:
             txn.put(META_HEAD, head.encode(), db=self.tables.meta)
         self.head = head
 
@@ -288,16 +299,29 @@ def open_cache(
                 directory, env, now_ns=now_ns, boot_id=boot, lock_fd=lock_fd, recovery=recovery
             )
             cache.sync_point()
-        except (lmdb.Error, FormatError) as exc:
+        except (lmdb.Error, FormatError, FsError) as exc:
+            error = engine_error(exc, directory) if isinstance(exc, lmdb.Error) else exc
+            if isinstance(error, FsError) and error.errno == errno.ENOSPC:
+                raise error from exc
             raise CacheError(
                 f"the cache in {directory} is damaged: {exc}",
                 remedy="Move that directory away and mount again: the workspace is rebuilt from "
                 "the bucket. What was not sealed is only in the directory you moved: keep it.",
             ) from exc
-    except BaseException:
+    except BaseException as exc:
         os.close(lock_fd)
+        if isinstance(exc, OSError | FsError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full_disk_error(directory, exc) from exc
         raise
     return cache
+
+
+def full_disk_error(directory: Path, exc: Exception) -> CacheError:
+    """What a person reads when there is no room to open a cache, or to fill it."""
+    return CacheError(
+        f"there is no room for the cache in {directory}: {exc}",
+        remedy="Make room on that disk and mount again; nothing was lost.",
+    )
 
 
 def _lock(directory: Path) -> int:
@@ -305,15 +329,17 @@ def _lock(directory: Path) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+        holder = os.read(fd, LOCK_BYTES).decode("ascii", "replace").strip() or "unknown"
         os.close(fd)
         raise CacheError(
             f"the cache in {directory} is in use by the daemon with pid {holder}",
             remedy="This workspace is mounted already on this host: see `s3ws status`.",
             exit_code=ExitCode.ALREADY_MOUNTED,
         ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    # Never cut off: on a full disk its block would not come back. It only tells a person.
+    with contextlib.suppress(OSError):
+        os.pwrite(fd, f"{os.getpid()}\n".encode().ljust(LOCK_BYTES), 0)
+        os.ftruncate(fd, LOCK_BYTES)
     return fd
 
 

@@ -41,7 +41,7 @@ class Durability:
         cache.on_bytes = self._on_bytes
 
     def _on_bytes(self, uncovered_bytes: int) -> None:
-        if uncovered_bytes >= BYTES_BETWEEN_MAX:
+        if uncovered_bytes >= min(BYTES_BETWEEN_MAX, self._cache.headroom.between_bytes):
             self._kick.set()
 
     async def ensure(self, generation: int | None = None) -> None:
@@ -68,13 +68,28 @@ class Durability:
             self._under_way_bytes = 0
         points.finish(pending)
         self.last_error = None
+        self._cache.headroom.measure()
+
+    async def renew(self) -> None:
+        """A sync point now, changes or not: what was freed before serves again. Raises FsError."""
+        async with self._lock:
+            await self._make()
 
     async def hold(self) -> None:
-        """Wait while more than UNCOVERED_BYTES_MAX are beyond the newest sync point. Never raises.
+        """Wait while too many bytes are beyond the newest sync point. Never raises.
 
+        Too many is UNCOVERED_BYTES_MAX, or less when the cache has little room, for what was freed
+        serves again only after a sync point; out of room, freeing anything is enough.
         When the disk fails, it is fsync that says so; work goes on until the cache is full.
         """
-        if self._cache.uncovered_bytes + self._under_way_bytes > UNCOVERED_BYTES_MAX:
+        cache = self._cache
+        headroom = cache.headroom
+        uncovered_bytes = cache.uncovered_bytes + self._under_way_bytes
+        if (
+            uncovered_bytes > UNCOVERED_BYTES_MAX
+            or uncovered_bytes > headroom.hold_bytes
+            or (headroom.level and cache.freed)
+        ):
             with contextlib.suppress(FsError):
                 await self.ensure()
 
@@ -84,6 +99,7 @@ class Durability:
             with trio.move_on_after(interval_s):
                 await self._kick.wait()
             self._kick = trio.Event()
+            self._cache.headroom.measure()
             try:
                 await self.ensure()
             except FsError:

@@ -36,6 +36,7 @@ import xxhash
 
 SIDE_FILE: Final = "sync.side"
 BOOT_FILE: Final = "boot.json"
+BOOT_BYTES: Final = 256
 BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
 
 SLOT_BYTES: Final = 64 * 1024
@@ -96,16 +97,30 @@ def read_boot(directory: Path) -> tuple[str, bool] | None:
 
 
 def note_boot(directory: Path, boot_id: str, *, clean: bool) -> None:
-    """Durably note under which boot the cache is open, or that it was closed cleanly."""
-    write_json(directory / BOOT_FILE, {"boot_id": boot_id, "clean": clean})
+    """Durably note under which boot the cache is open, or that it was closed cleanly.
+
+    In place, so that a full disk does not keep a cache from being opened. Should a power cut tear
+    it, it is unreadable, and the sync point decides: which it does after a power cut anyway.
+    """
+    value = {"boot_id": boot_id, "clean": clean}
+    try:
+        fd = os.open(directory / BOOT_FILE, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        write_json(directory / BOOT_FILE, value, BOOT_BYTES)
+        return
+    try:
+        os.pwrite(fd, json.dumps(value).encode().ljust(BOOT_BYTES), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
-def write_json(path: Path, value: dict[str, object]) -> None:
+def write_json(path: Path, value: dict[str, object], padded_bytes: int = 0) -> None:
     """Replace a private file by a JSON object, durably: the old one or the new one, never less."""
     temp = path.with_name(path.name + ".tmp")
     fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.write(fd, json.dumps(value).encode())
+        os.write(fd, json.dumps(value).encode().ljust(padded_bytes))
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -11,6 +11,7 @@ Called by cache only.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,9 @@ MAP_QUOTA_FACTOR: Final = 4
 
 DATA_DIR: Final = "data"
 DATA_FILE: Final = "data.mdb"
+ENGINE_LOCK_FILE: Final = "lock.mdb"
+ENGINE_LOCK_BYTES: Final = 8192
+"""What the engine makes it for MAX_READERS."""
 
 TABLES: Final = (
     "inodes",
@@ -68,7 +72,9 @@ class Tables:
 
 
 def open_env(data_dir: Path, *, map_size: int, readonly: bool) -> lmdb.Environment:
-    """Open (when writable: create) the environment. Raises lmdb.Error."""
+    """Open (when writable: create) the environment. Raises lmdb.Error, OSError (disk full)."""
+    if not readonly:
+        _fill_lock_file(data_dir / ENGINE_LOCK_FILE)
     return lmdb.Environment(
         str(data_dir),
         map_size=map_size,
@@ -85,6 +91,18 @@ def open_env(data_dir: Path, *, map_size: int, readonly: bool) -> lmdb.Environme
         max_spare_txns=4,
         lib_version=LIB_VERSION,
     )
+
+
+def _fill_lock_file(path: Path) -> None:
+    """The engine maps its lock file with holes: on a full disk, touching one would be SIGBUS.
+
+    To be done before it has it open: closing any descriptor of a file drops all locks on it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, ENGINE_LOCK_BYTES)
+    finally:
+        os.close(fd)
 
 
 def open_tables(env: lmdb.Environment, *, create: bool) -> Tables:

@@ -40,7 +40,7 @@ def drop_prefix(txn: lmdb.Transaction[bytes], table: lmdb._Database, prefix: byt
 class Tx(View):
     """A View that also writes. `generation` is the number this change will have."""
 
-    __slots__ = ("changed", "generation", "head_rec", "now_ns", "put_bytes")
+    __slots__ = ("changed", "generation", "head_rec", "is_freeing", "now_ns", "put_bytes")
 
     def __init__(
         self, txn: lmdb.Transaction[bytes], tables: Tables, head: Head, now_ns: int
@@ -50,6 +50,7 @@ class Tx(View):
         self.generation = head.generation + 1
         self.now_ns = now_ns
         self.changed = False
+        self.is_freeing = False
         self.put_bytes = 0
 
     def finish(self) -> None:
@@ -86,6 +87,7 @@ class Tx(View):
 
     def drop_inode(self, rec: InodeRec) -> None:
         """Remove an inode and all that hangs on it; in the journal its tombstone says it all."""
+        self.is_freeing = True
         key = keys.pack_u64(rec.ino)
         self.txn.delete(key, db=self.db.inodes)
         self.txn.delete(key, db=self.db.orphans)
@@ -122,6 +124,7 @@ class Tx(View):
 
     def remove_link(self, rec: InodeRec, parent: int, name: bytes) -> None:
         """Take one link off the record (nlink is lowered here; the caller stores the record)."""
+        self.is_freeing = True
         rec.nlink -= 1
         if rec.nlink == 0:
             rec.parent, rec.name = 0, _EMPTY
@@ -178,6 +181,7 @@ class Tx(View):
                 key = cursor.key()
                 held[key] = len(cursor.value())
                 found = cursor.delete()
+        self.is_freeing = self.is_freeing or bool(held)
         for key, length in held.items():
             freed = alloc_bytes(length)
             rec.alloc -= freed
@@ -195,4 +199,5 @@ class Tx(View):
         """Remove an extended attribute."""
         key = keys.xattr_key(ino, name)
         self.txn.delete(key, db=self.db.xattrs)
+        self.is_freeing = True
         self.mark(keys.T_XATTRS, key)

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import click
 
 import s3ws_fs
+from s3ws_fs.cli.check import check
 from s3ws_fs.cli.commands import ls, status, sync, version
 from s3ws_fs.cli.mounting import mount, umount
 from s3ws_fs.cli.report import report_unexpected, report_user_error
@@ -38,6 +39,8 @@ Exit codes:
    9  fenced by another writer
   10  FUSE is not available, or may not be used
   11  the mount point is busy
+  12  check found damage
+  13  check found no damage, but what somebody else changed or added
 """
 
 
@@ -53,7 +56,7 @@ def cli() -> None:
     """
 
 
-for _command in (mount, umount, status, sync, ls, version):
+for _command in (mount, umount, status, sync, ls, check, version):
     cli.add_command(_command)
 
 

@@ -11,7 +11,7 @@ Called by cli only.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from s3ws_fs import launch
 from s3ws_fs.cli import report
 from s3ws_fs.control.registry import default_runtime_dir
 from s3ws_fs.core.errors import ExitCode, UserError
-from s3ws_fs.settings import OPTIONS, Settings
+from s3ws_fs.settings import OPTIONS, Option, Settings
 from s3ws_fs.settings.sources import default_storage_path
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -35,20 +35,28 @@ _CHOICES = {
 }
 
 
-def _setting_flags(function: _F) -> _F:
-    for name, option in reversed(OPTIONS.items()):
-        flag = "--" + name.removesuffix("_s").replace("_", "-")
-        text = f"{option.help} [{option.variable}]"
-        if name in _SWITCHES:
-            declaration = f"{flag}/--no-{flag[2:]}"
-            function = click.option(declaration, name, default=None, help=text)(function)
-        elif name in _CHOICES:
-            choice = click.Choice(_CHOICES[name], case_sensitive=False)
-            function = click.option(flag, name, type=choice, help=text)(function)
-        else:
-            metavar = "VALUE" if name.endswith(("_map", "mode")) else None
-            function = click.option(flag, name, metavar=metavar, help=text)(function)
-    return function
+def setting_flags(skip: Sequence[str] = ()) -> Callable[[_F], _F]:
+    """A flag for each setting, save those of `skip`."""
+
+    def add(function: _F) -> _F:
+        for name, option in reversed(OPTIONS.items()):
+            if name not in skip:
+                function = _setting_flag(name, option)(function)
+        return function
+
+    return add
+
+
+def _setting_flag(name: str, option: Option) -> Callable[[_F], _F]:
+    flag = "--" + name.removesuffix("_s").replace("_", "-")
+    text = f"{option.help} [{option.variable}]"
+    if name in _SWITCHES:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+    if name in _CHOICES:
+        choice = click.Choice(_CHOICES[name], case_sensitive=False)
+        return click.option(flag, name, type=choice, help=text)
+    metavar = "VALUE" if name.endswith(("_map", "mode")) else None
+    return click.option(flag, name, metavar=metavar, help=text)
 
 
 def runtime_dir() -> str:
@@ -80,7 +88,7 @@ def _make_default_store(settings: Settings, default: str) -> None:
 )
 @click.option("--nonempty", is_flag=True, help="Mount over a directory that is not empty.")
 @click.option("--json", "as_json", is_flag=True, help="Print the mount as JSON.")
-@_setting_flags
+@setting_flags()
 def mount(
     mountpoint: str, foreground: bool, nonempty: bool, as_json: bool, **overrides: Any
 ) -> None:

@@ -90,6 +90,9 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
             f"{counted(_number(quota, 'max_inodes'), 'file')}",
         ),
     ]
+    room = _part(_part(document, "cache"), "room")
+    if room.get("reason"):
+        lines.append(_line("cache", str(room["reason"])))
     hydration = _part(document, "hydration")
     if _number(hydration, "cold_files"):
         lines.append(
@@ -99,7 +102,7 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
                 f"{human_bytes(_number(hydration, 'cold_bytes'))} still only in the bucket",
             )
         )
-    return lines + _mirror_lines(mirror)
+    return lines + _mirror_lines(mirror) + _rot_lines(hydration)
 
 
 def _saved(generation: dict[str, Any]) -> str:
@@ -135,12 +138,25 @@ def _health(health: dict[str, Any]) -> str:
 
 
 def _mirror_lines(mirror: dict[str, Any]) -> list[str]:
+    titles = {"unmirrored": "not under files/", "conflicts": "changed outside"}
+    return _listed_lines("mirror", mirror, titles)
+
+
+def _rot_lines(hydration: dict[str, Any]) -> list[str]:
+    titles = {
+        "damaged": "damaged in the bucket (see `s3ws check --bucket`)",
+        "second_copies": "damaged in the journal, read from the mirror",
+    }
+    return _listed_lines("bucket", hydration, titles)
+
+
+def _listed_lines(label: str, part: dict[str, Any], titles: dict[str, str]) -> list[str]:
     lines = []
-    for name, title in (("unmirrored", "not under files/"), ("conflicts", "changed outside")):
-        items = mirror.get(name)
+    for name, title in titles.items():
+        items = part.get(name)
         if not isinstance(items, list) or not items:
             continue
-        lines.append(_line("mirror", f"{len(items)} {title}:"))
+        lines.append(_line(label, f"{len(items)} {title}:"))
         for item in items[:_LISTED_MAX]:
             path, reason = (
                 (item.get("path"), item.get("reason")) if isinstance(item, dict) else (item, None)

@@ -34,6 +34,8 @@ class ExitCode(enum.IntEnum):
     FENCED = 9
     NO_FUSE = 10
     BUSY = 11
+    DAMAGED = 12
+    CHANGED_OUTSIDE = 13
 
 
 class S3wsError(Exception):

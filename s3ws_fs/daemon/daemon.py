@@ -26,16 +26,18 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from s3ws_fs import __version__
-from s3ws_fs.cache.cache import Cache, open_cache
+from s3ws_fs.cache.cache import Cache, full_disk_error, open_cache
 from s3ws_fs.control import logfile, registry, server
+from s3ws_fs.core.clock import CLOCK_REALTIME_COARSE, Clock
 from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import ExitCode, FormatError, UserError
+from s3ws_fs.core.errors import ExitCode, FormatError, FsError, UserError
 from s3ws_fs.daemon.commands import Commands, Event, Followers, Outcome, only_error, users_text
 from s3ws_fs.daemon.parts import Parts, identity
 from s3ws_fs.fuse import mount
@@ -67,6 +69,7 @@ class Daemon:
         self._log_path = log_path
         self.state = "restoring"
         self.started_s = time.monotonic()
+        self._clock = Clock(partial(time.clock_gettime_ns, CLOCK_REALTIME_COARSE))
         self._stop = trio.Event()
         self._preparing = trio.CancelScope()
         self._given_up = trio.Event()
@@ -105,7 +108,7 @@ class Daemon:
             Path(config.workspace_cache_dir),
             identity(config),
             quota_bytes=config.max_size_bytes,
-            now_ns=time.time_ns,
+            now_ns=self._clock,
         )
         log.info("cache %s: %s", cache.directory, cache.recovery)
         before = self._entry_before()
@@ -187,15 +190,21 @@ class Daemon:
         with self._preparing:
             if self._stop.is_set():
                 self._preparing.cancel()
-            await parts.replica.prepare(self.progress)
+            await self._restore(parts)
             config = self.config
             parts.fs.make_root(uid=config.root_uid, gid=config.root_gid, mode=config.root_mode)
-            parts.fs.drop_orphans_unmounted()
+            parts.drop_orphans()
         if self._preparing.cancelled_caught:
             raise UserError(
                 "stopped before the mount was ready",
                 remedy="nothing was changed in the bucket; mount again",
             )
+
+    async def _restore(self, parts: Parts) -> None:
+        try:
+            await parts.replica.prepare(self.progress)
+        except FsError as exc:
+            raise full_disk_error(parts.cache.directory, exc) from exc
 
     async def _serve(self, parts: Parts) -> None:
         config = self.config
@@ -203,8 +212,11 @@ class Daemon:
             parts.fs,
             fetch=parts.replica.fetch,
             wait_durable=parts.durability.ensure,
+            make_room=parts.room.make_room,
+            settled=self._clock.settled,
             uids=IdMap(config.uid_map),
             gids=IdMap(config.gid_map),
+            fetch_deadline_s=self.config.read_timeout_s,
         )
         self._operations = operations
         allow_other = config.allow_other
@@ -224,6 +236,7 @@ class Daemon:
 
     async def _announce(self, operations: Operations, ours: mount.Mount) -> None:
         await operations.started.wait()
+        await mount.show_root(ours)
         self.mount = ours
         self.state = "ready"
         log.info("mounted on %s", self.config.mountpoint)

@@ -23,6 +23,7 @@ from s3ws_fs.cache.cache import Cache, Identity
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import FsError
+from s3ws_fs.daemon.room import RoomKeeper
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.replica import report
 from s3ws_fs.replica.replicator import Replicator
@@ -67,6 +68,7 @@ class Parts:
     durability: Durability
     fs: FileSystem
     replica: Replicator
+    room: RoomKeeper
     reaper: Reaper = field(default_factory=Reaper)
 
     @classmethod
@@ -81,7 +83,9 @@ class Parts:
             on_change=replica.notify,
             on_forgotten=reaper.notify,
         )
-        return cls(cache, durability, fs, replica, reaper)
+        room = RoomKeeper(cache, durability, reap=fs.reap, sealed=lambda: replica.sealed_generation)
+        replica.set_make_room(room.make_room)
+        return cls(cache, durability, fs, replica, room, reaper)
 
     def drop_orphans(self) -> None:
         """After the mount: nobody can reach a deleted file any more. Never raises."""
@@ -99,6 +103,7 @@ class Parts:
         return {
             "flusher": self.replica.run,
             "reaper": partial(self.reaper.run, self.fs),
+            "room": self.room.run,
             "sync points": partial(self.durability.run, config.sync_point_interval_s),
         }
 
@@ -131,6 +136,7 @@ def status_document(
             "file_bytes": cache.file_bytes(),
             "opened": cache.recovery,
             "sync_point_error": parts.durability.last_error,
+            "room": cache.headroom.status() | {"evicted_bytes": parts.room.evicted_bytes},
         },
         "faults": faults,
         "uptime_s": round(uptime_s, 3),

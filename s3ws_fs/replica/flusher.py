@@ -120,6 +120,7 @@ class Flusher:
         due = (
             self._segments + 1 >= CHECKPOINT_EVERY_SEGMENTS
             or self._segment_bytes >= CHECKPOINT_EVERY_BYTES
+            or bool(self._cache.get_json(position.CHECKPOINT_DUE))
         )
         self.state = "freezing"
         freeze_ns = self._cache.now_ns()
@@ -196,6 +197,8 @@ class Flusher:
             self.checkpoint_error = None
             self._segments = 0
             self._segment_bytes = 0
+            if self._cache.get_json(position.CHECKPOINT_DUE):
+                self._cache.put_json(position.CHECKPOINT_DUE, False)
 
     async def drop(self) -> None:
         """Let the worker give up the freeze under way (the mirror has nothing to do)."""

@@ -5,7 +5,8 @@ Invariants
    still names that location (Bookkeeping.store_fetched).
 2. A person's read goes first: the hydrator pauses while one is under way.
 3. A read never fails for what others wait for, or for what comes along with it.
-4. A damaged extent is an error naming its path; it keeps nobody from the others.
+4. A damaged extent is an error naming its path, unless the mirror has the same bytes
+   (second_copy.py); it keeps nobody from the others.
 
 Called by replicator.
 """
@@ -15,22 +16,25 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import trio
 
 from s3ws_fs.cache.cache import Cache
+from s3ws_fs.cache.headroom import LAST, OK
 from s3ws_fs.core import keys
 from s3ws_fs.core.backoff import Retry
 from s3ws_fs.core.errors import FormatError, FsError, S3wsError, TransientError
 from s3ws_fs.core.types import Location, NeedExtents
+from s3ws_fs.replica.second_copy import SecondCopies
 from s3ws_fs.transfer.client import WorkerClient
 
 log = logging.getLogger(__name__)
 
-FETCH_DEADLINE_S: Final = 60.0
+FETCH_SILENCE_S: Final = 60.0
+"""So long the worker may say nothing before a fetch has failed."""
 READ_AHEAD_EXTENTS: Final = 256
 READ_AHEAD_BYTES_MAX: Final = 1 << 20
 """Extents, and bytes, fetched along behind those a reader needs."""
@@ -39,6 +43,12 @@ SCAN_KEYS: Final = 2000
 PIECE_EXTENTS: Final = 256
 """Extents the hydrator asks for at once (8 MiB)."""
 PAUSE_S: Final = 0.05
+ROOM_PAUSE_S: Final = 2.0
+
+
+async def _none_to_make() -> bool:
+    return False
+
 
 Item = tuple[int, int, Location]
 """Inode, extent index, where its bytes stand."""
@@ -55,25 +65,35 @@ class _Flight:
 class Hydrator:
     """Fetches cold extents through the worker."""
 
-    def __init__(self, cache: Cache, worker: WorkerClient) -> None:
+    def __init__(self, cache: Cache, worker: WorkerClient, patience_s: float) -> None:
         self._cache = cache
         self._worker = worker
+        self._patience_s = patience_s
         self._flights: dict[tuple[int, int, Location], _Flight] = {}
         self._asked_for = 0
+        self.make_room: Callable[[], Awaitable[bool]] = _none_to_make
+        """Frees what it can at once; whether there is room now. Set by the daemon."""
         self.state = "none"
         self.cold_bytes = 0
         self.cold_files = 0
         self.damaged: dict[str, str] = {}
+        self.second_copies = SecondCopies(cache, worker)
 
     async def fetch(self, need: NeedExtents) -> None:
         """Bring these extents into the cache. Raises FsError EIO.
 
-        While the store (or the worker) does not answer it is tried again, for FETCH_DEADLINE_S.
+        While the store (or the worker) does not answer it is tried again, for `patience_s`.
         """
         self._asked_for += 1
         try:
             wanted = [(need.ino, index, loc) for index, loc in need.locations]
-            await self._bring_patiently(wanted, self._read_ahead(need))
+            try:
+                await self._bring_patiently(wanted, self._read_ahead(need))
+            except FormatError:
+                await self._bring_damaged(wanted)
+        except FsError:
+            # No room for the bytes: not the store's fault.
+            raise
         except (S3wsError, OSError) as exc:
             path = self._path(need.ino)
             log.warning("reading %s from the bucket failed: %s", path, exc)
@@ -82,6 +102,15 @@ class Hydrator:
             raise FsError(errno.EIO, f"{path}: {exc}") from exc
         finally:
             self._asked_for -= 1
+
+    async def _bring_damaged(self, wanted: list[Item]) -> None:
+        """Bring extents of which some are damaged: one by one, and from where there is another."""
+        for ino, index, loc in wanted:
+            try:
+                await self._bring_patiently([(ino, index, loc)], [])
+            except FormatError as exc:
+                if not await self.second_copies.bring(ino, index, loc, exc):
+                    raise
 
     def _path(self, ino: int) -> str:
         with self._cache.read() as view:
@@ -108,7 +137,7 @@ class Hydrator:
         return found
 
     async def _bring_patiently(self, wanted: list[Item], ahead: list[Item]) -> None:
-        until_s = trio.current_time() + FETCH_DEADLINE_S
+        until_s = trio.current_time() + self._patience_s
         retry = Retry()
         while True:
             try:
@@ -165,6 +194,7 @@ class Hydrator:
                 at += length
                 for ino, index, loc in by_place.get((object_id, offset, length), ()):
                     stored.append((ino, index, loc, data))
+            await self._need_room()
             self._cache.store_fetched(stored)
             await trio.lowlevel.checkpoint()
 
@@ -172,9 +202,18 @@ class Hydrator:
         await self._worker.ask(
             "fetch",
             on_part,
-            deadline_s=FETCH_DEADLINE_S,
+            deadline_s=FETCH_SILENCE_S,
             locations=[[loc.object_id, loc.offset, loc.length, loc.digest.hex()] for loc in places],
         )
+
+    async def _need_room(self) -> None:
+        """Have room for a part. Raises FsError ENOSPC.
+
+        When short of it and none can be made, what is kept back must do; not the last of it.
+        """
+        room = self._cache.headroom
+        if room.level != OK and not await self.make_room() and room.level == LAST:
+            raise FsError(errno.ENOSPC, room.reason())
 
     async def run(self) -> None:
         """Fetch everything cold, then return. Errors of the store are waited out."""
@@ -193,7 +232,7 @@ class Hydrator:
                 log.info("hydration waits: %s", exc)
                 await trio.sleep(retry.failed(1.0))
         self.cold_bytes = self.cold_files = 0
-        if not self.damaged:
+        if not self.damaged and not self._cache.has_evicted:
             self._cache.put_json("hydrated", True)
         self.state = "complete"
 
@@ -225,6 +264,10 @@ class Hydrator:
             for piece in _pieces(items):
                 while self._asked_for:
                     await trio.sleep(PAUSE_S)
+                while not self._cache.headroom.is_roomy:
+                    self.state = "no room"
+                    await trio.sleep(ROOM_PAUSE_S)
+                self.state = "running"
                 flights = [self._flights[item] for item in piece if item in self._flights]
                 await self._bring_piece(piece)
                 for flight in flights:
@@ -242,6 +285,8 @@ class Hydrator:
             await self._fly(fresh)
         except FormatError as exc:
             if len(fresh) == 1:
+                if await self.second_copies.bring(*fresh[0], exc):
+                    return
                 path = self._path(fresh[0][0])
                 log.error("%s is damaged in the bucket: %s", path, exc)
                 self.damaged[path] = str(exc)

@@ -8,6 +8,7 @@ Meta values kept in the cache
     mirror_known  whether the mirror's rows are complete (false after a restore and during
                   a mirror pass, until reconciled)
     hydrated      whether no extent is cold any more
+    checkpoint_due  whether the next flush makes a checkpoint: a segment can't be read any more
 
 Invariants
 1. A bucket that went on without us is never written to from this cache: with no unsealed change the
@@ -30,6 +31,7 @@ from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.core.errors import CacheError, ExitCode, UserError
 from s3ws_fs.transfer.wire import FencedError
 
+CHECKPOINT_DUE: Final = "checkpoint_due"
 NEWER: Final = "newer"
 SAME: Final = "same"
 

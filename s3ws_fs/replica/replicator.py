@@ -16,7 +16,7 @@ import contextlib
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
@@ -67,7 +67,7 @@ class Replicator:
             reader_check=cache.reader_check,
         )
         self._flusher = Flusher(cache, self.worker, config, durability.ensure)
-        self._hydrator = Hydrator(cache, self.worker)
+        self._hydrator = Hydrator(cache, self.worker, config.read_timeout_s)
         self._policy = Debounce(config.debounce_min_s, config.debounce_max_s)
         self._retry = Retry()
         self._cycle_lock = trio.Lock()
@@ -78,6 +78,11 @@ class Replicator:
         self._degraded_since_s: float | None = None
         self._error: str | None = None
         self._prepared = False
+
+    @property
+    def sealed_generation(self) -> int:
+        """Generation of the newest seal known."""
+        return self._flusher.sealed_generation
 
     # --- before the mount ------------------------------------------------------------------
 
@@ -321,6 +326,10 @@ class Replicator:
     async def fetch(self, need: NeedExtents) -> None:
         """Bring cold extents into the cache. Raises FsError EIO."""
         await self._hydrator.fetch(need)
+
+    def set_make_room(self, make_room: Callable[[], Awaitable[bool]]) -> None:
+        """What to call when there is no room for fetched bytes (see Hydrator.make_room)."""
+        self._hydrator.make_room = make_room
 
     async def hydrate(self) -> None:
         """Fetch everything cold in the background, then return."""

@@ -82,8 +82,13 @@ def hydration(hydrator: Hydrator) -> dict[str, Any]:
         "state": hydrator.state,
         "cold_bytes": hydrator.cold_bytes,
         "cold_files": hydrator.cold_files,
-        "damaged": [{"path": path, "reason": why} for path, why in hydrator.damaged.items()],
+        "damaged": _listed(hydrator.damaged),
+        "second_copies": _listed(hydrator.second_copies.used),
     }
+
+
+def _listed(reasons: dict[str, str]) -> list[dict[str, str]]:
+    return [{"path": path, "reason": why} for path, why in reasons.items()]
 
 
 def unsaved(cache: Cache) -> list[str]:

@@ -10,6 +10,7 @@ Called by the stores; `FileSlice` by everyone who puts from a file.
 
 from __future__ import annotations
 
+import abc
 import io
 import os
 from dataclasses import dataclass
@@ -27,7 +28,17 @@ class FileSlice:
     length_bytes: int
 
 
-Body = bytes | bytearray | memoryview | FileSlice | BinaryIO
+class Pieces(abc.ABC):
+    """A body that is made while it is read: for what fits neither memory nor a disk."""
+
+    size_bytes: int
+
+    @abc.abstractmethod
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Bytes from `offset`, short at the end only. Thread-safe, and the same each time."""
+
+
+Body = bytes | bytearray | memoryview | FileSlice | Pieces | BinaryIO
 
 
 class Source:
@@ -38,18 +49,25 @@ class Source:
         self._op, self._key = op, key
         self._view: memoryview | None = None
         self._slice: FileSlice | None = None
-        if isinstance(body, FileSlice):
+        self._pieces: Pieces | None = None
+        if isinstance(body, Pieces):
+            self._pieces = body
+        elif isinstance(body, FileSlice):
             self._slice = body
         elif isinstance(body, bytes | bytearray | memoryview):
             self._view = memoryview(body).cast("B")
         else:
             self._slice, self._view = _from_file(body)
         self.size_bytes = self._slice.length_bytes if self._slice else len(self._view or b"")
+        if self._pieces is not None:
+            self.size_bytes = self._pieces.size_bytes
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`. Raises PermanentError when they are not there."""
         if self._view is not None:
             data = bytes(self._view[offset : offset + length])
+        elif self._pieces is not None:
+            data = self._pieces.read_at(offset, length)
         else:
             data = self._pread(offset, length)
         if len(data) != length:

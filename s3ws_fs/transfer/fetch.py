@@ -17,7 +17,7 @@ import xxhash
 
 from s3ws_fs.core import keys
 from s3ws_fs.core.errors import FormatError, NotFoundError
-from s3ws_fs.core.layout import object_key
+from s3ws_fs.core.layout import FILES_PREFIX, object_key
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.types import SELF_OBJECT, Location
 from s3ws_fs.store.scoped import ScopedStore
@@ -74,6 +74,17 @@ def fetch_group(store: ScopedStore, group: Sequence[Location]) -> dict[Location,
         verify(piece, loc, f"{key} at {loc.offset}")
         found[loc] = bytes(piece)
     return found
+
+
+def fetch_from_mirror(store: ScopedStore, text: str, index: int, loc: Location) -> bytes:
+    """A location's bytes as the mirror object of its file has them. Raises StoreError, FormatError.
+
+    For what the journal has lost: the digest decides whether they are the same.
+    """
+    key = FILES_PREFIX + text
+    data = store.get(key, index * EXTENT_BYTES, loc.length).data
+    verify(data, loc, f"{key} at {index * EXTENT_BYTES}")
+    return data
 
 
 class ExtentSource:

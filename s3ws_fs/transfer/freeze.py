@@ -12,7 +12,8 @@ Where data goes
 
 Invariants
 1. Everything is read in one transaction, closed before this returns; no network in between.
-2. The locations in the segment point at itself (SELF_OBJECT) or at blobs of this freeze.
+2. The locations in the segment point at itself (SELF_OBJECT), at blobs of this freeze, or at blobs
+   that were shipped ahead of it and stand already.
 3. A checkpoint's records are the cache's at G with this segment's locations in place: what
    replaying everything up to and with the segment gives.
 
@@ -21,9 +22,10 @@ Called by worker.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
@@ -47,6 +49,7 @@ BLOB_FILE_BYTES_MIN: Final = 1 << 20
 """A file with more dirty bytes than this gets blobs of its own."""
 WHOLE_FILE_BLOB_BYTES_MAX: Final = 1 << 30
 """A new file up to this size stands in one blob, so that the mirror can copy it."""
+NOTHING_AHEAD: Final[Mapping[bytes, tuple[int, bytes]]] = {}
 
 
 class Readable(Protocol):
@@ -111,10 +114,16 @@ class Frozen:
         if self.segment_file is not None:
             files.append(self.segment_file)
         paths += [path for path in (self.segment, self.checkpoint) if path is not None]
-        for file in files:
+        _remove(files, paths)
+
+
+def _remove(files: Iterable[BinaryIO], paths: Iterable[Path]) -> None:
+    """Remove spool files; on a full disk closing writes the rest of a buffer, and fails."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for file in files:
+        with contextlib.suppress(OSError):
             file.close()
-        for path in paths:
-            path.unlink(missing_ok=True)
 
 
 class _DataPlacer:
@@ -192,31 +201,43 @@ def _append(blob: Blob, data: bytes, digest: bytes) -> Location:
     return location
 
 
-def freeze(reader: Readable, directory: Path, ask: FreezeRequest) -> Frozen:
-    """Copy out everything unsealed. Raises OSError (spool full), FormatError, CacheError."""
+def freeze(
+    reader: Readable,
+    directory: Path,
+    ask: FreezeRequest,
+    ahead: Mapping[bytes, tuple[int, bytes]] = NOTHING_AHEAD,
+) -> Frozen:
+    """Copy out everything unsealed, but for what was shipped `ahead` (see Ahead.known).
+
+    Raises OSError (spool full), FormatError, CacheError.
+    """
     segment = ObjectWriter(directory / f"{ask.flush_id}.seg")
     placer = _DataPlacer(directory, ask.flush_id, segment)
     frozen: Frozen | None = None
     try:
         with reader.read() as view:
-            frozen = _freeze(view, directory, ask, segment, placer)
+            frozen = _freeze(view, directory, ask, segment, placer, ahead)
         return frozen
     finally:
         if frozen is None or frozen.segment is None:
-            segment.file.close()
-            segment.path.unlink(missing_ok=True)
+            _remove([segment.file], [segment.path])
         if frozen is None:
-            for blob in placer.blobs.values():
-                blob.file.close()
-                blob.path.unlink(missing_ok=True)
+            blobs = placer.blobs.values()
+            _remove((blob.file for blob in blobs), (blob.path for blob in blobs))
 
 
 def _freeze(
-    view: View, directory: Path, ask: FreezeRequest, segment: ObjectWriter, placer: _DataPlacer
+    view: View,
+    directory: Path,
+    ask: FreezeRequest,
+    segment: ObjectWriter,
+    placer: _DataPlacer,
+    ahead: Mapping[bytes, tuple[int, bytes]],
 ) -> Frozen:
     head = view.head()
-    puts, tombs, chunk_keys = _dirty_records(view)
+    puts, tombs, chunk_keys, shipped = _dirty_records(view, ahead)
     located, gone_chunks = _place_data(view, chunk_keys, placer)
+    located.update(shipped)
     if gone_chunks:
         tombs[keys.T_CHUNKS] = gone_chunks
     changed = [keys.unpack_u64(key) for key, _ in puts.get(keys.T_INODES, ())]
@@ -230,7 +251,7 @@ def _freeze(
         segment.add_tombs(table, tombs.get(table, ()))
     for table, items in puts.items():
         segment.add_puts(table, items)
-    segment.add_puts(keys.T_CHUNKS, located.items())
+    segment.add_puts(keys.T_CHUNKS, sorted(located.items()) if shipped else located.items())
     for blob in placer.blobs.values():
         blob.file.flush()
 
@@ -271,22 +292,31 @@ _Puts = dict[int, list[tuple[bytes, bytes]]]
 _Tombs = dict[int, list[bytes]]
 
 
-def _dirty_records(view: View) -> tuple[_Puts, _Tombs, list[bytes]]:
-    """Dirty records with their values, tombstones by table, and the keys of dirty chunks."""
+def _dirty_records(
+    view: View, ahead: Mapping[bytes, tuple[int, bytes]]
+) -> tuple[_Puts, _Tombs, list[bytes], dict[bytes, bytes]]:
+    """Dirty records with their values, tombstones by table, keys of dirty chunks, and the chunk
+    records of those that were shipped ahead.
+    """
     tables = {t: getattr(view.db, name) for t, name in keys.TABLE_NAMES.items()}
     puts: _Puts = {}
     tombs: _Tombs = {}
     chunk_keys: list[bytes] = []
-    for table, key, _, _ in view.dirty():
+    shipped: dict[bytes, bytes] = {}
+    for table, key, generation, _ in view.dirty():
         if table == keys.T_CHUNKS:
-            chunk_keys.append(key)
+            known = ahead.get(key)
+            if known is not None and known[0] == generation:
+                shipped[key] = known[1]
+            else:
+                chunk_keys.append(key)
             continue
         value = view.txn.get(key, db=tables[table])
         if value is None:
             tombs.setdefault(table, []).append(key)
         else:
             puts.setdefault(table, []).append((key, value))
-    return puts, tombs, chunk_keys
+    return puts, tombs, chunk_keys, shipped
 
 
 def _place_data(

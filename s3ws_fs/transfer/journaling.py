@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import xxhash
+
 from s3ws_fs.core import journal, keys, layout
 from s3ws_fs.core.errors import (
     ConflictError,
@@ -82,6 +84,13 @@ def _bucket_error(message: str) -> UserError:
     )
 
 
+def _json_digest(value: dict[str, Any]) -> str:
+    """Digest (hex) of an object's other members: sorted by name, without spaces."""
+    members = {name: member for name, member in value.items() if name != "digest"}
+    text = json.dumps(members, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
 def read_workspace(store: ScopedStore) -> str | None:
     """The uuid in journal/workspace.json; None when there is none. Raises UserError, StoreError."""
     try:
@@ -91,13 +100,16 @@ def read_workspace(store: ScopedStore) -> str | None:
     try:
         found = json.loads(raw)
         uuid, version, extent = found["workspace"], found["format"], found["extent_bytes"]
-    except (ValueError, KeyError, TypeError) as exc:
+        digest = found.get("digest")
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise _bucket_error(f"{layout.WORKSPACE_KEY} is damaged: {exc}") from exc
     if version != FORMAT_VERSION or extent != EXTENT_BYTES or not isinstance(uuid, str):
         raise _bucket_error(
             f"the workspace in the bucket has format {version!r} with extents of {extent!r} bytes; "
             f"this program knows format {FORMAT_VERSION} with {EXTENT_BYTES}"
         )
+    if digest != _json_digest(found):
+        raise _bucket_error(f"{layout.WORKSPACE_KEY} is damaged: its digest does not match")
     return uuid
 
 
@@ -109,7 +121,7 @@ def make_workspace(store: ScopedStore, uuid: str, created_ns: int) -> str:
         "extent_bytes": EXTENT_BYTES,
         "created_ns": created_ns,
     }
-    raw = json.dumps(body, indent=1).encode()
+    raw = json.dumps(body | {"digest": _json_digest(body)}, indent=1).encode()
     try:
         store.put(layout.WORKSPACE_KEY, raw, content_type="application/json", if_none_match=True)
     except ConflictError:
@@ -127,7 +139,7 @@ def note_mirrored(store: ScopedStore, workspace: str, generation: int) -> None:
     Overwritten without condition: who writes it late (a fenced writer) names a smaller generation.
     """
     body = {"format": FORMAT_VERSION, "workspace": workspace, "generation": generation}
-    raw = json.dumps(body).encode()
+    raw = json.dumps(body | {"digest": _json_digest(body)}).encode()
     store.put(layout.MIRRORED_KEY, raw, content_type="application/json")
 
 
@@ -141,6 +153,8 @@ def read_mirrored(store: ScopedStore, workspace: str | None) -> int:
         return 0
     generation = found.get("generation")
     if found.get("workspace") != workspace or not isinstance(generation, int):
+        return 0
+    if found.get("digest") != _json_digest(found):
         return 0
     return max(0, generation)
 

@@ -23,16 +23,18 @@ import xxhash
 
 from s3ws_fs.core import content, mirrorplan
 from s3ws_fs.core.errors import ConflictError, NotFoundError, S3wsError
+from s3ws_fs.core.extents import spans
 from s3ws_fs.core.layout import FILES_PREFIX, blob_key
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.mirrorplan import NO_HASH, Op
 from s3ws_fs.core.records import InodeRec, MirrorRow
 from s3ws_fs.store.base import ObjectInfo
-from s3ws_fs.store.body import Body, FileSlice
+from s3ws_fs.store.body import Body, FileSlice, Pieces
 from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer.ahead import SPOOL_SHARE, spool_room_bytes
 from s3ws_fs.transfer.fetch import ExtentSource, pieces
 from s3ws_fs.transfer.freeze import Frozen
-from s3ws_fs.transfer.spool import create, file_hash
+from s3ws_fs.transfer.spool import HASH_PIECE_BYTES, create, file_hash
 from s3ws_fs.transfer.todo import TodoFile
 
 MEMORY_BODY_BYTES_MAX: Final = 4 << 20
@@ -172,6 +174,9 @@ class MirrorObjects:
             for index, data in self._read(op, file):
                 whole[index * EXTENT_BYTES : index * EXTENT_BYTES + len(data)] = data
             return self._put_body(op, rec, whole, _digest(whole))
+        if rec.size > spool_room_bytes(self._directory) // SPOOL_SHARE:
+            lazy = _LazyBody(self._source, file, rec.size, op.target.path)
+            return self._put_body(op, rec, lazy, lazy.digest())
         path = self._directory / f"{self._frozen.flush_id}.{next(self._serial)}.body"
         with create(path) as spooled:
             path.unlink()
@@ -259,6 +264,43 @@ class MirrorObjects:
         if info is None or content.our_mark(info.metadata, self._workspace) is None:
             return None
         return replace(row, etag=info.etag)
+
+
+class _LazyBody(Pieces):
+    """A file's bytes, read (and verified) each time: slower than a spool file, but it needs none.
+
+    It is read twice, to know its digest first. Changing under way is what `verify` finds.
+    """
+
+    def __init__(self, source: ExtentSource, file: TodoFile, size_bytes: int, path: str) -> None:
+        self.size_bytes = size_bytes
+        self._source = source
+        self._ino = file.ino
+        self._places = dict(file.extents())
+        self._path = path
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        length = max(0, min(length, self.size_bytes - offset))
+        whole = bytearray(length)
+        wanted = {
+            index: (start, at, count)
+            for index, start, at, count in spans(offset, length)
+            if index in self._places
+        }
+        items = [(index, self._places[index]) for index in wanted]
+        for part in pieces(items):
+            for index, data in self._source.read(self._ino, part, self._path):
+                start, at, count = wanted[index]
+                piece = data[start : start + count]
+                whole[at : at + len(piece)] = piece
+        return bytes(whole)
+
+    def digest(self) -> bytes:
+        """The xxh3-128 of all of it."""
+        state = xxhash.xxh3_128()
+        for offset in range(0, self.size_bytes, HASH_PIECE_BYTES):
+            state.update(self.read_at(offset, HASH_PIECE_BYTES))
+        return state.digest()
 
 
 def _digest(data: bytes | bytearray) -> bytes:

@@ -26,17 +26,27 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from s3ws_fs.cache.headroom import give_reserve
 from s3ws_fs.cache.reader import CacheReader, open_reader
 from s3ws_fs.core.config import StoreConfig
-from s3ws_fs.core.errors import ExitCode, PermanentError, S3wsError, UserError
+from s3ws_fs.core.errors import (
+    ExitCode,
+    FormatError,
+    NotFoundError,
+    PermanentError,
+    S3wsError,
+    UserError,
+)
 from s3ws_fs.core.types import Location
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import journaling, reconcile, spool, wire
-from s3ws_fs.transfer.fetch import ExtentSource, coalesce, fetch_group
+from s3ws_fs.transfer.ahead import Ahead
+from s3ws_fs.transfer.fetch import ExtentSource, coalesce, fetch_from_mirror, fetch_group
 from s3ws_fs.transfer.freeze import FreezeRequest, Frozen, freeze
 from s3ws_fs.transfer.mirror import Batch, MirrorPass
 
@@ -62,8 +72,10 @@ class Worker:
         self._store: ScopedStore | None = None
         self._reader: CacheReader | None = None
         self._frozen: Frozen | None = None
+        self._ahead: Ahead | None = None
         self._stop_mirror = threading.Event()
         self._spool = Path()
+        self._cache_dir = Path()
         self._workspace = ""
         self._transfers: ThreadPoolExecutor | None = None
         self._fetches = ThreadPoolExecutor(FETCH_LANES, "fetch")
@@ -110,7 +122,7 @@ class Worker:
         if ask["cmd"] == "stop-mirror":
             self._stop_mirror.set()
             job()
-        elif ask["cmd"] == "fetch":
+        elif ask["cmd"] in ("fetch", "fetch-mirror"):
             self._fetches.submit(job)
         else:
             self._flush_lane.put(job)
@@ -165,9 +177,10 @@ class Worker:
     def do_hello(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Open store and cache; no request is made."""
         config = StoreConfig.from_json(ask["store"])
-        directory = Path(ask["cache_dir"])
+        directory = self._cache_dir = Path(ask["cache_dir"])
         self._spool = Path(ask["spool_dir"])
         self._reader = open_reader(directory)
+        self._ahead = Ahead(self._reader, directory, self._spool)
         self._store = open_store(config, ask["prefix"])
         self._transfers = ThreadPoolExecutor(max(1, config.max_parallel - FETCH_LANES), "transfer")
         self._workspace = ask.get("workspace", "")
@@ -218,7 +231,14 @@ class Worker:
             self._frozen.close()
             self._frozen = None
         spool.clean(self._spool)
-        frozen = freeze(self.reader, self._spool, FreezeRequest.from_json(ask["freeze"]))
+        request = FreezeRequest.from_json(ask["freeze"])
+        ahead = self._ahead
+        assert ahead is not None
+        if ahead.make_fit(self.store, lambda count: part({"shipped": count})):
+            # It may have no room either, and nothing depends on it: a later flush makes it.
+            request = replace(request, checkpoint=False)
+            give_reserve(self._cache_dir)
+        frozen = freeze(self.reader, self._spool, request, ahead.known)
         self._frozen = frozen
         self._workspace = ask["freeze"]["workspace"]
         header = frozen.header
@@ -245,6 +265,8 @@ class Worker:
                 self.store, frozen, self._transfers, lambda count: part({"shipped": count})
             )
         journaling.seal(self.store, frozen)
+        assert self._ahead is not None
+        self._ahead.known.clear()
 
     def do_checkpoint(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Put the checkpoint of the sealed freeze, then remove garbage."""
@@ -319,6 +341,19 @@ class Worker:
             found = fetch_group(self.store, group)
             items = [[loc.object_id, loc.offset, loc.length] for loc in found]
             part({"items": items}, b"".join(found.values()))
+
+    def do_fetch_mirror(self, ask: dict[str, Any], part: Reply) -> None:
+        """Bytes of one location from the first mirror object that has them."""
+        object_id, offset, length, digest = ask["location"]
+        wanted = Location(object_id, offset, length, bytes.fromhex(digest))
+        for text in ask["paths"]:
+            try:
+                data = fetch_from_mirror(self.store, text, ask["index"], wanted)
+            except (NotFoundError, PermanentError, FormatError):
+                continue
+            part({}, data)
+            return
+        raise FormatError("files/", "no object of the mirror has these bytes")
 
 
 def _batch_json(batch: Batch) -> dict[str, Any]:

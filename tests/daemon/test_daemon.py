@@ -247,7 +247,7 @@ class _EmptyFileSystem:
 
 def _parts(replica: object) -> Parts:
     fs = cast(Any, _EmptyFileSystem())
-    return Parts(cast(Any, None), cast(Any, None), fs, cast(Any, replica))
+    return Parts(cast(Any, None), cast(Any, None), fs, cast(Any, replica), cast(Any, None))
 
 
 @pytest.fixture

@@ -150,6 +150,7 @@ async def test_damaged_bytes_are_an_error_that_names_the_path(
     raw[raw.index(b"bbbb", journal.HEADER_BYTES) + 2] ^= 1
     async with mounter("b") as m:
         bucket.put(key, bytes(raw))
+        bucket.delete("files/dir/bad")
         with pytest.raises(FsError, match="dir/bad"):
             await m.read("dir/bad")
         await m.replica.hydrate()
@@ -393,6 +394,7 @@ async def test_damage_beside_what_is_read_harms_no_reader(
     raw[where.offset] ^= 1
     bucket.delete(key)
     bucket.put(key, bytes(raw))
+    bucket.delete("files/f")
     async with mounter("b") as m:
         got = m.fs.read(m.ino("f"), 0, 10)
         assert isinstance(got, NeedExtents)

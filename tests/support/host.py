@@ -81,6 +81,15 @@ class Host:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
         return {**kept, "PYTHONPATH": str(REPOSITORY), **self.settings}
 
+    def elsewhere(self, base: Path) -> Host:
+        """The same workspace on another host, without a cache. Not mounted."""
+        other = Host(base, {}, settings=self.settings)
+        other.settings |= {
+            "WORKSPACE_CACHE_DIR": str(other.cache),
+            "WORKSPACE_RUNTIME_DIR": str(other.runtime),
+        }
+        return other
+
     # --- the command -----------------------------------------------------------------------
 
     def s3ws(

@@ -316,3 +316,18 @@ def test_the_workspace_object_is_made_once(store: ScopedStore) -> None:
     store.put(layout.WORKSPACE_KEY, b'{"format": 1, "workspace": "x", "extent_bytes": 65536}')
     with pytest.raises(UserError, match="65536"):
         journaling.read_workspace(store)
+
+
+def test_small_files_with_a_wrong_digest_count_for_nothing(store: ScopedStore) -> None:
+    journaling.make_workspace(store, WORKSPACE, 1234)
+    raw = store.get(layout.WORKSPACE_KEY).data
+    assert journaling.read_workspace(store) == WORKSPACE
+    for wrong in (raw.replace(b"1234", b"1235"), raw.replace(b'"digest"', b'"digesx"')):
+        store.put(layout.WORKSPACE_KEY, wrong)
+        with pytest.raises(UserError, match="digest"):
+            journaling.read_workspace(store)
+    journaling.note_mirrored(store, WORKSPACE, 17)
+    assert journaling.read_mirrored(store, WORKSPACE) == 17
+    raw = store.get(layout.MIRRORED_KEY).data
+    store.put(layout.MIRRORED_KEY, raw.replace(b"17", b"99"))
+    assert journaling.read_mirrored(store, WORKSPACE) == 0
