@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 UV ?= uv
 
-.PHONY: acceptance help check test lint fmt types layers locks run play s3 bench lock clean setup
+.PHONY: acceptance help check test lint fmt types layers locks run play s3 bench pjdfstest lock clean setup
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,6 +50,9 @@ bench: | $(BIN)/pytest ## our mount against a native directory and a null filesy
 
 acceptance: | $(BIN)/pytest ## the acceptance run: real programs against SeaweedFS, kills, figures (ten minutes)
 	$(BIN)/python -m scripts.acceptance
+
+pjdfstest: | $(BIN)/pytest ## the POSIX suite, natively and on a mount: SUITE=a checkout of pjd/pjdfstest (root)
+	$(BIN)/python -m scripts.pjdfstest --suite $(SUITE) $(PJDFSTEST_ARGS)
 
 # The locks hold versions and hashes only: where a package comes from is the installer's business.
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -6,40 +6,19 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import programs, trees
 from tests.support.buckets import LocalBucket
-from tests.support.host import NEVER_BY_ITSELF, QUICK, Host
+from tests.support.e2e_fixtures import Elsewhere
+from tests.support.host import NEVER_BY_ITSELF, Host
 
 pytestmark = [pytest.mark.e2e, pytest.mark.fuse]
 
 SOURCE_FILES = 200
 TRANSACTIONS = 40
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """One mount for all programs."""
-    base = tmp_path_factory.mktemp("programs")
-    store = base / "store"
-    store.mkdir()
-    with contextlib.ExitStack() as stack:
-        host = Host(base / "host", LocalBucket(store).env)
-        stack.callback(host.end)
-        host.mount()
-        yield host
-
-
-@pytest.fixture
-def here(shared: Host, request: pytest.FixtureRequest) -> Path:
-    """An empty directory on the mount."""
-    directory: Path = shared.mountpoint / request.node.name[:200]
-    directory.mkdir()
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -118,22 +97,9 @@ def test_many_small_files(here: Path) -> None:
     assert len(os.listdir(here / "many")) == 300
 
 
-def test_everything_is_the_same_on_another_host(shared: Host, tmp_path: Path) -> None:
-    """Last in this module: what all the programs left."""
-    shared.sync()
-    before = trees.manifest(shared.mountpoint)
-    other = Host(tmp_path / "other", {}, settings=shared.settings | QUICK)
-    other.settings |= {
-        "WORKSPACE_CACHE_DIR": str(other.cache),
-        "WORKSPACE_RUNTIME_DIR": str(other.runtime),
-    }
-    shared.umount()
-    try:
-        other.mount()
-        assert trees.differences(before, trees.manifest(other.mountpoint)) == []
-        other.umount()
-    finally:
-        other.end()
+def test_everything_is_the_same_on_another_host(elsewhere: Elsewhere) -> None:
+    """Last of those that share a mount: what all the programs left."""
+    elsewhere()
 
 
 def test_quota_stops_the_writer_and_nothing_else(
