@@ -9,7 +9,9 @@ object is looked at before it is touched for the first time (objects.py).
 Invariants
 1. Nothing is deleted but objects that carry this workspace's mark at paths where no file is.
 2. Each read transaction covers one page and no request.
-3. A row whose object is gone goes too, and its inode is looked at. A row whose object changed
+3. An object at a path to which another file may have come, by a change of the inode or of a
+   directory above it, is of unknown content.
+4. A row whose object is gone goes too, and its inode is looked at. A row whose object changed
    stays, unless the object says that we put it later: what was edited from outside is told as ever.
 
 Called by worker.
@@ -27,6 +29,7 @@ from s3ws_fs.core.errors import NotFoundError
 from s3ws_fs.core.layout import FILES_PREFIX, mirror_path, unescape_path
 from s3ws_fs.core.mirrorplan import NO_HASH
 from s3ws_fs.core.records import MirrorRow, decode_inode, decode_mirror
+from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import wire
@@ -51,11 +54,12 @@ def reconcile(
     changed: list[MirrorRow] = []
     while page := list(islice(listing, PAGE)):
         rows = []
+        moved: dict[int, bool] = {}
         with reader.read() as view:
             for entry in page:
                 path = entry.key[len(FILES_PREFIX) :].encode()
                 known = view.mirror_at(path)
-                row = _row(view, entry) if known is None else None
+                row = _row(view, entry, moved) if known is None else None
                 if known is not None:
                     if known.etag != entry.etag:
                         changed.append(known)
@@ -105,7 +109,7 @@ def _gone(view: View, seen: set[bytes]) -> Iterator[MirrorRow]:
                     yield row
 
 
-def _row(view: View, entry: ListEntry) -> MirrorRow | None:
+def _row(view: View, entry: ListEntry, moved: dict[int, bool]) -> MirrorRow | None:
     text = entry.key[len(FILES_PREFIX) :]
     path = unescape_path(text)
     ino = None if path is None else view.resolve(path)
@@ -113,11 +117,41 @@ def _row(view: View, entry: ListEntry) -> MirrorRow | None:
     if rec is None or not content.is_mirrored_kind(rec):
         return None
     key = keys.pack_u64(rec.ino)
-    if view.is_dirty(keys.T_INODES, key) or view.txn.get(key, db=view.db.mtodo) is not None:
-        # Changed since, or perhaps never mirrored: the object may show something older.
+    is_behind = view.is_dirty(keys.T_INODES, key) or view.txn.get(key, db=view.db.mtodo) is not None
+    if is_behind or (path is not None and _is_below_moved(view, path, moved)):
+        # Changed since, or perhaps never mirrored: the object may show something older, or the
+        # file that stood there before.
         return MirrorRow(text.encode(), rec.ino, 0, UNKNOWN_DATA, entry.etag, NO_HASH)
     generation = view.head().generation
     return MirrorRow(text.encode(), rec.ino, generation, rec.data_gen, entry.etag, NO_HASH)
+
+
+def _is_below_moved(view: View, path: bytes, moved: dict[int, bool]) -> bool:
+    """Whether a directory above may have come there since the object was put.
+
+    `moved` is what is known of directories already. A rename makes no inode below it dirty.
+    """
+    ino, above = ROOT_INO, b""
+    for name in path.split(b"/")[:-1]:
+        parent, above = ino, above + name + b"/"
+        found = view.dentry(parent, name)
+        if found is None:
+            return False
+        ino = found
+        if ino not in moved:
+            moved[ino] = _has_moved(view, parent, name, ino, above)
+        if moved[ino]:
+            return True
+    return False
+
+
+def _has_moved(view: View, parent: int, name: bytes, ino: int, path: bytes) -> bool:
+    if view.is_dirty(keys.T_DENTRIES, keys.dentry_key(parent, name)):
+        return True
+    if view.txn.get(keys.pack_u64(ino), db=view.db.mtodo) is None:
+        return False
+    # Its own row is written when all below it stands: with it, the directory was but touched.
+    return [row.path for row in view.mirror_of(ino)] != [path]
 
 
 def _remove_ours(store: ScopedStore, workspace: str, entries: list[ListEntry]) -> int:

@@ -135,3 +135,58 @@ async def test_an_unlinked_open_file_is_gone_elsewhere(
         await m.sync()
     async with mounter("c") as m:
         assert m.tree().keys() == {""}
+
+
+async def test_directories_that_changed_places_before_the_mirror_was_known(
+    mounter: Mounter, bucket: ScopedStore
+) -> None:
+    """What a listing shows at a path was put for the file that stood there before."""
+    async with mounter("a") as m:
+        m.write("one/f", b"of one")
+        m.write("two/f", b"of two")
+        m.write("two/sub/g", b"below")
+        m.write("three/sub/g", b"BELOW")
+        await m.sync()
+    async with mounter("b") as m:
+        m.rename("one", "aside")
+        m.rename("two", "one")
+        m.rename("aside", "two")
+        m.rename("three/sub", "two/sub")
+        await m.sync()
+        assert mirror(bucket) == {
+            "two/f": b"of one", "one/f": b"of two", "one/sub/g": b"below", "two/sub/g": b"BELOW",
+        }  # fmt: skip
+
+
+async def test_directories_that_changed_places_and_the_host_was_lost(
+    mounter: Mounter, bucket: ScopedStore
+) -> None:
+    """The same, sealed but not mirrored by the host that did it."""
+    async with mounter("a") as m:
+        m.write("one/f", b"of one")
+        m.write("two/f", b"of two")
+        await m.sync()
+        m.rename("one", "aside")
+        m.rename("two", "one")
+        m.rename("aside", "two")
+        await m.replica._flusher.flush()
+        await m.replica._flusher.drop()
+    async with mounter("b") as m:
+        await m.sync()
+        assert mirror(bucket) == {"two/f": b"of one", "one/f": b"of two"}
+
+
+async def test_a_directory_that_was_only_touched_keeps_its_objects(
+    mounter: Mounter, bucket: ScopedStore
+) -> None:
+    """A new file in a directory is no reason to put all the others again on each new host."""
+    async with mounter("a") as m:
+        for number in range(20):
+            m.write(f"dir/f{number}", b"%d" % number)
+        await m.sync()
+    async with mounter("b") as m:
+        m.write("dir/new", b"new")
+        await m.sync()
+        # That one, its segment, and the note that the mirror is complete; and the probe's six.
+        assert m.replica.status()["requests"]["put"] <= 10
+    assert len(mirror(bucket)) == 21
