@@ -108,7 +108,7 @@ def _beside(directory: Path) -> Iterator[Finding]:
         yield make(Severity.NOTE, "quarantine", str(path), message)
     if syncpoint.read_boot(directory) is None:
         message = "the next mount takes it for an unclean end and goes back to the sync point"
-        yield damage("boot-file", syncpoint.BOOT_FILE, message)
+        yield make(Severity.NOTE, "boot-file", syncpoint.BOOT_FILE, message)
     if not any(syncpoint.read_slots(directory)):
         message = "neither slot is valid: a power cut now would cost what is not sealed"
         yield damage("sync-point", syncpoint.SIDE_FILE, message)
@@ -188,7 +188,7 @@ def judge(
     report.extend(tree.totals())
     if tables.is_local:
         report.extend(MirrorCheck(tree, data.values, prefix_bytes).run())
-    report.checked["cold_bytes"] = data.cold_bytes
+    report.checked["cold_bytes" if tables.is_local else "file_bytes"] = data.cold_bytes
     return tree, data.values
 
 

@@ -327,7 +327,8 @@ def lines(parts: Sequence[Part]) -> Iterator[str]:
             yield from _finding_lines(finding)
         if part.report.omitted:
             yield f"  and {part.report.omitted} more"
-        seen = ", ".join(f"{number} {name}" for name, number in part.report.checked.items())
+        checked = part.report.checked
+        seen = ", ".join(f"{number} {name}" for name, number in checked.items() if number)
         yield f"  looked at: {seen.replace('_', ' ') or 'nothing'}"
 
 

@@ -16,8 +16,7 @@ Called by the cli.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -26,18 +25,19 @@ from s3ws_fs.cache.checking import judge
 from s3ws_fs.cache.repair import Needs
 from s3ws_fs.cache.tableset import PathFinder, TableSet
 from s3ws_fs.cache.verify import TreeCheck
-from s3ws_fs.cache.verify_data import Readable
 from s3ws_fs.cache.verify_mirror import Behind, changed_inodes
 from s3ws_fs.core import layout
-from s3ws_fs.core.errors import FormatError, UserError
+from s3ws_fs.core.errors import UserError
 from s3ws_fs.core.findings import Finding, Report, Severity, damage, make
-from s3ws_fs.core.records import MirrorRow, decode_mirror
+from s3ws_fs.core.records import MirrorRow
 from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import PROBE_PREFIX, ScopedStore
 from s3ws_fs.transfer import journaling
 from s3ws_fs.transfer.audit_journal import Chain, Replayed, journal_objects, read_all, replay
 from s3ws_fs.transfer.audit_mirror import MirrorAudit
-from s3ws_fs.transfer.audit_places import JOURNAL_PREFIXES, Places, differences
+from s3ws_fs.transfer.audit_places import JOURNAL_PREFIXES, LocalSide, Places, differences
+
+__all__ = ["Audited", "LocalSide", "audit"]
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -46,28 +46,6 @@ LISTING_STEP: Final = 1000
 UNNAMED: Final = ("compressed/", "git/", PROBE_PREFIX, layout.FILES_PREFIX)
 """Prefixes of ours whose objects the journal does not name."""
 SINGLE: Final = (layout.WORKSPACE_KEY, layout.MIRRORED_KEY)
-
-
-@dataclass(frozen=True, slots=True)
-class LocalSide:
-    """What a cache of the same workspace says, as checked just before."""
-
-    reader: Readable
-    tables: TableSet
-    values: Mapping[str, Any]
-
-    @property
-    def sealed_number(self) -> int:
-        """The newest segment that it knows sealed."""
-        known = self.values.get("sealed")
-        number = known.get("number") if isinstance(known, dict) else 0
-        return number if isinstance(number, int) else 0
-
-    @property
-    def writer(self) -> str:
-        """Its name in headers."""
-        known = self.values.get("writer")
-        return str(known.get("name")) if isinstance(known, dict) else ""
 
 
 @dataclass(slots=True)
@@ -298,7 +276,7 @@ class _Attempt:
             changed = changed | changed_inodes(self._local.tables)
             is_known = self._local.values.get("mirror_known") is True
             is_complete = is_complete and is_known
-            rows = _rows(self._local.tables) if is_known else {}
+            rows = self._local.mirror_rows() if is_known else {}
         part = MirrorAudit(
             store=self._store,
             pool=self._pool,
@@ -344,14 +322,3 @@ class _Attempt:
             checkpoint=self._can_bridge(),
             sound=frozenset() if self._quick else frozenset(places.owners.keys() - places.lost),
         )
-
-
-def _rows(tables: TableSet) -> dict[bytes, MirrorRow]:
-    """What a cache knows to have put, by mirror path."""
-    found = {}
-    for raw in tables.mirror.values():
-        # What does not decode is told by the cache's own check.
-        with contextlib.suppress(FormatError):
-            row = decode_mirror(raw)
-            found[row.path] = row
-    return found

@@ -1,5 +1,7 @@
 """Places of file bytes for the audit: which object they are in, whose they are, who has them still.
 
+And what a cache of the workspace has to say to that (LocalSide, differences).
+
 Invariants
 1. What the sealed state names must stand, whole. What only older records name is judged where its
    object stands: it may have gone with the garbage.
@@ -11,8 +13,10 @@ Called by audit.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any
 
 import xxhash
@@ -23,7 +27,7 @@ from s3ws_fs.core import keys, layout
 from s3ws_fs.core.errors import FormatError
 from s3ws_fs.core.findings import Finding, damage
 from s3ws_fs.core.journal import HEADER_BYTES
-from s3ws_fs.core.records import decode_location
+from s3ws_fs.core.records import MirrorRow, decode_location, decode_mirror
 from s3ws_fs.core.types import BLOB_BIT, Location
 from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import ScopedStore
@@ -31,6 +35,38 @@ from s3ws_fs.transfer import audit_bytes
 from s3ws_fs.transfer.audit_bytes import Stream, Streamed, windowed
 
 JOURNAL_PREFIXES = (layout.SEG_PREFIX, layout.CKPT_PREFIX, layout.BLOB_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSide:
+    """What a cache of the same workspace says, as checked just before."""
+
+    reader: Readable
+    tables: TableSet
+    values: Mapping[str, Any]
+
+    @property
+    def sealed_number(self) -> int:
+        """The newest segment that it knows sealed."""
+        known = self.values.get("sealed")
+        number = known.get("number") if isinstance(known, dict) else 0
+        return number if isinstance(number, int) else 0
+
+    @property
+    def writer(self) -> str:
+        """Its name in headers."""
+        known = self.values.get("writer")
+        return str(known.get("name")) if isinstance(known, dict) else ""
+
+    def mirror_rows(self) -> dict[bytes, MirrorRow]:
+        """What it knows to have put, by mirror path."""
+        found = {}
+        for raw in self.tables.mirror.values():
+            # What does not decode is told by the cache's own check.
+            with contextlib.suppress(FormatError):
+                row = decode_mirror(raw)
+                found[row.path] = row
+        return found
 
 
 class Places:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from s3ws_fs.cache.checking import check_cache
 from s3ws_fs.core.errors import ExitCode
 from tests.support import programs, trees
 from tests.support.buckets import Bucket, LocalBucket, mirror_differences
@@ -55,6 +56,8 @@ def test_kill_during_extraction(bucket: Bucket, new_host: HostMaker, archive: Pa
         names, status = unpack_and_witness(archive, directory, strike)
         assert status != 0, "the extraction ended before it was struck"
         assert len(names) >= fatal
+        left = check_cache(host.workspace_cache(), lambda _: None).report
+        assert left.ok, left.findings
         host.mount()
         assert damaged(archive, directory, names) == []
     host.sync()
