@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,10 @@ def recorder(s3_bucket: S3Bucket) -> Iterator[Recorder]:
         yield one
 
 
+# On a connection that is used again, it follows the last byte of the body before it.
+REQUEST_LINE = re.compile(rb"(?:GET|PUT|POST|HEAD|DELETE) /\S* HTTP/1\.1(?=\r\n)")
+
+
 @pytest.mark.s3
 def test_no_request_names_anything_else(
     recorder: Recorder, s3_bucket: S3Bucket, new_host: HostMaker, user: str
@@ -108,9 +113,10 @@ def test_no_request_names_anything_else(
         assert word not in sent, sent[max(0, sent.find(word) - 300) :][:600]
     quoted = host.prefix.replace("/", "%2F").encode()
     bucket = s3_bucket.server.bucket.encode()
-    for line in sent.split(b"\r\n"):
-        if line.endswith(b" HTTP/1.1"):
-            assert host.prefix.encode() in line or quoted in line or _names_no_key(line, bucket)
+    lines = REQUEST_LINE.findall(sent)
+    assert lines
+    for line in lines:
+        assert host.prefix.encode() in line or quoted in line or _names_no_key(line, bucket)
 
 
 def _names_no_key(line: bytes, bucket: bytes) -> bool:
