@@ -39,7 +39,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_kill_during_extraction(bucket: Bucket, new_host: HostMaker, archive: Path) -> None:
-    seed = random.SystemRandom().randrange(2**32)
+    seed = 1 if os.environ.get("CI") else random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
     host = new_host(bucket)
