@@ -25,7 +25,7 @@ import xxhash
 
 from s3ws_fs.cache.tables import Tables
 from s3ws_fs.cache.tx import drop_prefix
-from s3ws_fs.core import keys
+from s3ws_fs.core import failpoints, keys
 from s3ws_fs.core.errors import FsError
 from s3ws_fs.core.records import (
     MirrorRow,
@@ -68,8 +68,10 @@ class Bookkeeping:
         try:
             with self.env.begin(write=True) as txn:
                 yield txn
+                failpoints.hit(failpoints.BOOK_BEFORE)
         except lmdb.Error as exc:
             raise self.failed(exc) from exc
+        failpoints.hit(failpoints.BOOK_AFTER)
 
     def get_json(self, name: str) -> Any:
         """A meta value kept as JSON; None when there is none."""

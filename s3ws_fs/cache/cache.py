@@ -40,6 +40,7 @@ from s3ws_fs.cache.headroom import Headroom, engine_error, keep_reserve
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, Tables, map_bytes, open_env, open_tables
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import META_HEAD, View
+from s3ws_fs.core import failpoints
 from s3ws_fs.core.errors import CacheError, ExitCode, FormatError, FsError
 from s3ws_fs.core.limits import FORMAT_VERSION
 from s3ws_fs.core.records import Head
@@ -94,6 +95,7 @@ class _Write:
                 tx.finish()
                 if cache.headroom.level and not cache.headroom.allows(tx, cache.head):
                     raise FsError(errno.ENOSPC, cache.headroom.reason())
+                failpoints.hit(failpoints.COMMIT_BEFORE)
                 self._txn.commit()
             except BaseException as error:
                 self._txn.abort()
@@ -101,6 +103,7 @@ class _Write:
                     raise cache.failed(error) from error
                 raise
             cache.committed(tx)
+            failpoints.hit(failpoints.COMMIT_AFTER)
             return
         self._txn.abort()
         if isinstance(exc, lmdb.Error):
@@ -253,12 +256,15 @@ class Cache(Bookkeeping):
         if self._closed:
             return
         self._closed = True
+        failpoints.hit(failpoints.CLOSE_BEFORE)
         self.sync_point()
         self.points.close()
         self.env.close()
+        failpoints.hit(failpoints.CLOSE_SYNCED)
         # On a full disk it can't be noted. The sync point just made vouches for everything.
         with contextlib.suppress(OSError):
             syncpoint.note_boot(self.directory, self._boot_id, clean=True)
+        failpoints.hit(failpoints.CLOSE_AFTER)
         os.close(self._lock_fd)
 
     def __enter__(self) -> Self:
@@ -293,6 +299,7 @@ def open_cache(
         data_dir.mkdir(mode=0o700, exist_ok=True)
         (directory / SPOOL_DIR).mkdir(mode=0o700, exist_ok=True)
         syncpoint.note_boot(directory, boot, clean=False)
+        failpoints.hit(failpoints.OPEN_NOTED)
         try:
             env = open_env(data_dir, map_size=map_bytes(quota_bytes), readonly=False)
             cache = Cache(
@@ -313,6 +320,7 @@ def open_cache(
         if isinstance(exc, OSError | FsError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise full_disk_error(directory, exc) from exc
         raise
+    failpoints.hit(failpoints.OPEN_AFTER)
     return cache
 
 

@@ -34,6 +34,8 @@ from typing import Final
 import lmdb
 import xxhash
 
+from s3ws_fs.core import failpoints
+
 SIDE_FILE: Final = "sync.side"
 BOOT_FILE: Final = "boot.json"
 BOOT_BYTES: Final = 256
@@ -188,9 +190,12 @@ class SyncPoints:
 
     def write(self, pending: Pending) -> None:
         """Make the pinned state durable. In a helper thread. Raises OSError, lmdb.Error."""
+        failpoints.hit(failpoints.SYNC_BEGUN)
         self._env.sync(True)
+        failpoints.hit(failpoints.SYNC_FLUSHED)
         slot = Slot(self._sequence + 1, pending.generation, pending.meta)
         os.pwrite(self._side_fd, encode_slot(slot), self._next_slot * SLOT_BYTES)
+        failpoints.hit(failpoints.SYNC_WRITTEN)
         os.fdatasync(self._side_fd)
 
     def finish(self, pending: Pending) -> None:
@@ -201,6 +206,7 @@ class SyncPoints:
             self._pin.abort()
         self._pin = pending.pin
         self.durable_generation = max(self.durable_generation, pending.generation)
+        failpoints.hit(failpoints.SYNC_AFTER)
 
     def abandon(self, pending: Pending) -> None:
         """The write failed: the state before stays the durable one. On the loop's thread."""

@@ -25,7 +25,7 @@ from typing import Any, Final
 import trio
 
 from s3ws_fs.cache.cache import Cache
-from s3ws_fs.core import keys
+from s3ws_fs.core import failpoints, keys
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import S3wsError, TransientError
 from s3ws_fs.core.types import SELF_OBJECT
@@ -143,11 +143,13 @@ class Flusher:
             await self._ensure(generation)
             await self._worker.ask("seal", flush_id=flush_id, deadline_s=SHIP_SILENCE_S)
             self.state = "sealing"
+            failpoints.hit(failpoints.FORGET_BEFORE)
             path = Path(frozen["segment"])
             segment = open_records(path, f"segment {number}", whole=True)
             await self._forget(segment, number, generation, freeze_ns)
             self._sealed = Sealed(number, frozen["header_hash"], generation)
             position.remember(self._cache, self._sealed)
+            failpoints.hit(failpoints.FLUSH_SEALED)
             self.last_sealed_s = trio.current_time()
             self._segments += 1
             self._segment_bytes += frozen["segment_bytes"]
@@ -181,11 +183,14 @@ class Flusher:
             )
             while batch := list(islice(items, RECORD_BATCH)):
                 self._cache.record_locations(generation, batch)
+                failpoints.hit(failpoints.FORGET_LOCATED)
                 await trio.lowlevel.checkpoint()
         resume: bytes | None = b""
         while resume is not None:
             resume = self._cache.forget(generation, freeze_ns, resume)
+            failpoints.hit(failpoints.FORGET_BATCH)
             await trio.lowlevel.checkpoint()
+        failpoints.hit(failpoints.FORGET_AFTER)
 
     async def _checkpoint(self, flush_id: str) -> None:
         """Put the checkpoint; after a failure a later flush makes one, nothing depends on it."""
@@ -226,6 +231,7 @@ class Flusher:
             )
         finally:
             self.state = "idle"
+        failpoints.hit(failpoints.RECONCILE_AFTER)
         self._cache.put_json("mirror_known", True)
 
     async def mirror(self, flush_id: str, progress: Callable[[int], None]) -> Pass:
@@ -252,9 +258,11 @@ class Flusher:
                 self._cache.record_mirrored(rows, removed, ())
                 written += len(rows) + len(removed)
                 progress(written)
+            failpoints.hit(failpoints.MIRROR_NOTED)
 
         # Until all is noted, objects may stand that no row knows: invariant 5.
         self._cache.put_json("mirror_known", False)
+        failpoints.hit(failpoints.MIRROR_BEFORE)
         try:
             result = await self._worker.ask(
                 "mirror", on_part, flush_id=flush_id, deadline_s=MIRROR_SILENCE_S
@@ -265,6 +273,7 @@ class Flusher:
         self._note(result)
         error = None if result["error"] is None else wire.error_from(result["error"])
         if error is None and not result["stopped"] and not result["failed"]:
+            failpoints.hit(failpoints.MIRROR_AFTER)
             self.mirrored_generation = generation
             self._cache.put_json("mirrored", generation)
         return Pass(result["stopped"], error, result["written"])

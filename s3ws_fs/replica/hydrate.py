@@ -24,7 +24,7 @@ import trio
 
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.headroom import LAST, OK
-from s3ws_fs.core import keys
+from s3ws_fs.core import failpoints, keys
 from s3ws_fs.core.backoff import Retry
 from s3ws_fs.core.errors import FormatError, FsError, S3wsError, TransientError
 from s3ws_fs.core.types import Location, NeedExtents
@@ -195,7 +195,9 @@ class Hydrator:
                 for ino, index, loc in by_place.get((object_id, offset, length), ()):
                     stored.append((ino, index, loc, data))
             await self._need_room()
+            failpoints.hit(failpoints.HYDRATE_FETCHED)
             self._cache.store_fetched(stored)
+            failpoints.hit(failpoints.HYDRATE_STORED)
             await trio.lowlevel.checkpoint()
 
         places = {item[2]: None for item in items}
@@ -232,6 +234,7 @@ class Hydrator:
                 log.info("hydration waits: %s", exc)
                 await trio.sleep(retry.failed(1.0))
         self.cold_bytes = self.cold_files = 0
+        failpoints.hit(failpoints.HYDRATE_AFTER)
         if not self.damaged and not self._cache.has_evicted:
             self._cache.put_json("hydrated", True)
         self.state = "complete"

@@ -23,6 +23,7 @@ import trio
 
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.durability import Durability
+from s3ws_fs.core import failpoints
 from s3ws_fs.core.backoff import RATE_WINDOW_S, Debounce, Retry
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
@@ -301,6 +302,7 @@ class Replicator:
     async def final_flush(self, progress: Progress) -> list[str]:
         """Save the rest; returns paths that are not saved. Raises UserError when fenced."""
         tries = 0
+        failpoints.hit(failpoints.FINAL_BEFORE)
         try:
             while tries < FINAL_TRIES:
                 async with self._cycle_lock:
@@ -308,6 +310,7 @@ class Replicator:
                 if isinstance(error, FencedError):
                     raise position.fenced_error(error)
                 if error is None and self._is_clean():
+                    failpoints.hit(failpoints.FINAL_AFTER)
                     return report.conflict_lines(self._flusher)
                 if error is not None:
                     tries += 1

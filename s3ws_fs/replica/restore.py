@@ -21,7 +21,7 @@ from typing import Any, Final
 import trio
 
 from s3ws_fs.cache.cache import Cache
-from s3ws_fs.core import journal, keys
+from s3ws_fs.core import failpoints, journal, keys
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, FormatError, StoreError, UserError
 from s3ws_fs.core.journal import Frame, Header
@@ -101,6 +101,7 @@ async def _rebuild(
     cache: Cache, worker: WorkerClient, state: dict[str, Any], progress: Progress
 ) -> None:
     cache.clear_all()
+    failpoints.hit(failpoints.RESTORE_CLEARED)
     position.writer_id(cache)
     if state["newest"]:
         state = await _load(cache, worker, progress)
@@ -117,7 +118,9 @@ async def _rebuild(
     cache.put_json("mirrored", 0 if header is None else min(state["mirrored"], generation))
     position.remember(cache, Sealed(state["newest"], state["header_hash"], generation))
     worker.hello["workspace"] = uuid_text
+    failpoints.hit(failpoints.RESTORE_LOADED)
     cache.set_restore_complete()
+    failpoints.hit(failpoints.RESTORE_AFTER)
 
 
 async def _load(cache: Cache, worker: WorkerClient, progress: Progress) -> dict[str, Any]:
@@ -132,6 +135,7 @@ async def _load(cache: Cache, worker: WorkerClient, progress: Progress) -> dict[
             files.append(open_records(Path(part["file"]), part["where"], whole=False))
 
     state = await worker.ask("restore", on_part)
+    failpoints.hit(failpoints.RESTORE_FETCHED)
     state["mirrored"] = max(state["mirrored"], files[-1].header.mirrored)
     orphans: set[bytes] = set()
     for done, file in enumerate(files):
@@ -174,6 +178,7 @@ async def _load_file(cache: Cache, file: RecordsFile, orphans: set[bytes], mirro
         items = zip(frame.keys, values, strict=True)
         while batch := list(islice(items, BATCH_RECORDS)):
             cache.load_records(frame.table, batch, append=is_checkpoint)
+            failpoints.hit(failpoints.RESTORE_BATCH)
             await trio.lowlevel.checkpoint()
 
 

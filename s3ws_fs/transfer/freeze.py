@@ -34,7 +34,7 @@ import xxhash
 
 from s3ws_fs.cache.cache import ReadContext
 from s3ws_fs.cache.view import View
-from s3ws_fs.core import journal, keys
+from s3ws_fs.core import failpoints, journal, keys
 from s3ws_fs.core.extents import extent_count
 from s3ws_fs.core.journal import Header
 from s3ws_fs.core.limits import EXTENT_BYTES
@@ -211,12 +211,14 @@ def freeze(
 
     Raises OSError (spool full), FormatError, CacheError.
     """
+    failpoints.hit(failpoints.FREEZE_BEFORE)
     segment = ObjectWriter(directory / f"{ask.flush_id}.seg")
     placer = _DataPlacer(directory, ask.flush_id, segment)
     frozen: Frozen | None = None
     try:
         with reader.read() as view:
             frozen = _freeze(view, directory, ask, segment, placer, ahead)
+        failpoints.hit(failpoints.FREEZE_AFTER)
         return frozen
     finally:
         if frozen is None or frozen.segment is None:

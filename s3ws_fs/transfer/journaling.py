@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import xxhash
 
-from s3ws_fs.core import journal, keys, layout
+from s3ws_fs.core import failpoints, journal, keys, layout
 from s3ws_fs.core.errors import (
     ConflictError,
     ExitCode,
@@ -35,7 +35,7 @@ from s3ws_fs.core.errors import (
 from s3ws_fs.core.journal import HEADER_BYTES, Header
 from s3ws_fs.core.limits import EXTENT_BYTES, FORMAT_VERSION
 from s3ws_fs.core.types import BLOB_BIT
-from s3ws_fs.store.base import Conditional
+from s3ws_fs.store.base import DELETE_BATCH, Conditional
 from s3ws_fs.store.body import FileSlice
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.freeze import Blob, Frozen
@@ -48,6 +48,8 @@ SEGMENTS_MAX: Final = 100_000
 """More segments than this above a checkpoint is a damaged journal."""
 GC_GRACE_S: Final = 3600
 CHECKPOINTS_KEPT: Final = 2
+GARBAGE_BATCH: Final = DELETE_BATCH
+"""Objects removed at once."""
 JOURNAL_TYPE: Final = "application/octet-stream"
 
 
@@ -129,6 +131,7 @@ def make_workspace(store: ScopedStore, uuid: str, created_ns: int) -> str:
         if found is None:
             raise PermanentError("put", layout.WORKSPACE_KEY, "exists, but can't be read") from None
         return found
+    failpoints.hit(failpoints.WORKSPACE_MADE)
     return uuid
 
 
@@ -140,6 +143,7 @@ def note_mirrored(store: ScopedStore, workspace: str, generation: int) -> None:
     """
     body = {"format": FORMAT_VERSION, "workspace": workspace, "generation": generation}
     raw = json.dumps(body | {"digest": _json_digest(body)}).encode()
+    failpoints.hit(failpoints.MIRROR_HINT)
     store.put(layout.MIRRORED_KEY, raw, content_type="application/json")
 
 
@@ -222,11 +226,13 @@ def ship_blobs(
     """Put all blobs of a freeze, in parallel; `shipped` is told of each. Raises StoreError."""
 
     def ship(blob: Blob) -> None:
+        failpoints.hit(failpoints.SHIP_BEFORE)
         store.put(
             layout.blob_key(blob.object_id),
             FileSlice(blob.file.fileno(), 0, blob.length),
             content_type=JOURNAL_TYPE,
         )
+        failpoints.hit(failpoints.SHIP_AFTER)
 
     jobs = [pool.submit(ship, blob) for blob in frozen.blobs.values()]
     for number, _ in enumerate(as_completed(jobs)):
@@ -242,6 +248,7 @@ def seal(store: ScopedStore, frozen: Frozen) -> None:
     assert header is not None and frozen.segment_file is not None
     key = layout.seg_key(frozen.number)
     body = FileSlice(frozen.segment_file.fileno(), 0, header.total_bytes)
+    failpoints.hit(failpoints.SEAL_BEFORE)
     try:
         store.put(key, body, content_type=JOURNAL_TYPE, if_none_match=True)
     except ConflictError:
@@ -251,11 +258,13 @@ def seal(store: ScopedStore, frozen: Frozen) -> None:
         if there.writer == header.writer:
             raise OwnSealError(f"{key} is our own flush {there.flush_id}") from None
         raise FencedError(there.host) from None
+    failpoints.hit(failpoints.SEAL_AFTER)
 
 
 def put_checkpoint(store: ScopedStore, frozen: Frozen) -> None:
     """Put the checkpoint of a sealed freeze. Raises StoreError."""
     assert frozen.checkpoint is not None
+    failpoints.hit(failpoints.CHECKPOINT_BEFORE)
     with frozen.checkpoint.open("rb") as file:
         body = FileSlice(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         try:
@@ -265,6 +274,7 @@ def put_checkpoint(store: ScopedStore, frozen: Frozen) -> None:
         except ConflictError:
             # Our own, by an attempt whose answer was lost: nobody else sealed this number.
             return
+    failpoints.hit(failpoints.CHECKPOINT_AFTER)
 
 
 def collect_garbage(store: ScopedStore, frozen: Frozen) -> int:
@@ -292,8 +302,13 @@ def collect_garbage(store: ScopedStore, frozen: Frozen) -> int:
         if number > frozen.number and not number & BLOB_BIT:
             continue
         gone.append(layout.object_key(number))
-    failures = store.delete_many(gone)
-    return len(gone) - len(failures)
+    removed = 0
+    for at in range(0, len(gone), GARBAGE_BATCH):
+        batch = gone[at : at + GARBAGE_BATCH]
+        removed += len(batch) - len(store.delete_many(batch))
+        failpoints.hit(failpoints.GARBAGE_BATCH)
+    failpoints.hit(failpoints.GARBAGE_AFTER)
+    return removed
 
 
 def _fetch_records(store: ScopedStore, key: str, directory: Path, name: str) -> RecordsFile:

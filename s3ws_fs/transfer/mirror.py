@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
+from s3ws_fs.core import failpoints
 from s3ws_fs.core.errors import (
     ConflictError,
     S3wsError,
@@ -180,6 +181,9 @@ class MirrorPass:
             else:
                 checked.append(found)
         by_key = {FILES_PREFIX + row.path.decode(): row for row in checked}
+        if not by_key:
+            return
+        failpoints.hit(failpoints.MIRROR_DELETE_BEFORE)
         try:
             failures = self._store.delete_many(
                 (key, row.etag) if row.etag else key for key, row in by_key.items()
@@ -188,6 +192,7 @@ class MirrorPass:
             for row in checked:
                 self._fail(row.ino, row.path.decode(), exc)
             return
+        failpoints.hit(failpoints.MIRROR_DELETE_AFTER)
         for failure in failures:
             row = by_key.pop(failure.key)
             if isinstance(failure.error, ConflictError):

@@ -21,7 +21,7 @@ from typing import BinaryIO, Final
 
 import xxhash
 
-from s3ws_fs.core import content, mirrorplan
+from s3ws_fs.core import content, failpoints, mirrorplan
 from s3ws_fs.core.errors import ConflictError, NotFoundError, S3wsError
 from s3ws_fs.core.extents import spans
 from s3ws_fs.core.layout import FILES_PREFIX, blob_key
@@ -78,6 +78,12 @@ class MirrorObjects:
 
         Raises ForeignObjectError, StaleSourceError, StoreError, FormatError.
         """
+        failpoints.hit(failpoints.MIRROR_PUT_BEFORE)
+        row = self._carry_out(op)
+        failpoints.hit(failpoints.MIRROR_PUT_AFTER)
+        return row
+
+    def _carry_out(self, op: Op) -> MirrorRow:
         file = self._todo.files[op.target.ino]
         assert file.rec is not None
         if op.row is not None and op.row.hash == NO_HASH:

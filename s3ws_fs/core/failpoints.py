@@ -1,0 +1,263 @@
+"""Failpoints: the places where a crash, or an error, is most telling; each with what must hold.
+
+The program calls `hit` at each of them. In production nobody listens: one attribute is read and
+compared with None. Tests put a hook there (tests/support/armed.py) that kills the process, stops
+it, or raises what a disk or a store would.
+
+Invariants
+1. Nothing here reads the environment, or arms anything: `hook` is None unless a test set it.
+2. A point stands on the way of real work, never in an error path: passing it changes nothing.
+3. Every point has its sentence in POINTS, and a workload in tests/crash that passes it.
+
+Called by every layer that changes something durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+hook: Callable[[str], None] | None = None
+"""Called with the name of each point that is passed. Set by tests only."""
+
+POINTS: Final[dict[str, str]] = {}
+"""By name: what must hold after a crash there."""
+
+
+def hit(name: str) -> None:
+    """Pass a point. Raises what the hook raises; without one, nothing happens."""
+    if hook is not None:
+        hook(name)
+
+
+def _point(name: str, holds: str) -> str:
+    POINTS[name] = holds
+    return name
+
+
+# --- a change, in the daemon (cache/cache.py) ------------------------------------------------
+
+COMMIT_BEFORE: Final = _point(
+    "commit.before",
+    "The operation was not answered, and nothing of it is there; all before it is.",
+)
+COMMIT_AFTER: Final = _point(
+    "commit.after",
+    "The operation is there as a whole, answered or not, with its dirty marks.",
+)
+BOOK_BEFORE: Final = _point(
+    "book.before",
+    "Nothing of this piece of bookkeeping is noted: the file tree and the generation are as they "
+    "were, and whatever it was about is learned from the bucket again.",
+)
+BOOK_AFTER: Final = _point(
+    "book.after",
+    "This piece of bookkeeping is noted as a whole; the file tree and the generation are as they "
+    "were.",
+)
+
+# --- opening and closing a cache -------------------------------------------------------------
+
+OPEN_NOTED: Final = _point(
+    "open.noted",
+    "The cache is noted as open under this boot: a process that dies changes nothing, and after a "
+    "power cut the sync point before counts.",
+)
+OPEN_AFTER: Final = _point(
+    "open.after",
+    "The cache is as it was opened, with a sync point of its own.",
+)
+CLOSE_BEFORE: Final = _point(
+    "close.before",
+    "Head is there; the next opening finds an unclean end.",
+)
+CLOSE_SYNCED: Final = _point(
+    "close.synced",
+    "Head is on disk and a sync point vouches for it; the mark of a clean end is missing.",
+)
+CLOSE_AFTER: Final = _point(
+    "close.after",
+    "The cache is marked as closed cleanly, and all of it is on disk.",
+)
+
+# --- a sync point (cache/syncpoint.py) -------------------------------------------------------
+
+SYNC_BEGUN: Final = _point(
+    "sync.begun",
+    "The sync point before counts; its pages are pinned still.",
+)
+SYNC_FLUSHED: Final = _point(
+    "sync.flushed",
+    "The pages of this state are on disk, the side file does not say so yet: the sync point before "
+    "counts.",
+)
+SYNC_WRITTEN: Final = _point(
+    "sync.written",
+    "The slot is written and not flushed: this sync point counts or the one before does, never a "
+    "mixture.",
+)
+SYNC_AFTER: Final = _point(
+    "sync.after",
+    "This sync point counts, and the one before is still valid.",
+)
+
+# --- a flush (transfer/freeze.py, journaling.py, replica/flusher.py) -------------------------
+
+FREEZE_BEFORE: Final = _point(
+    "freeze.before",
+    "Nothing of this flush exists; all dirt is marked.",
+)
+FREEZE_AFTER: Final = _point(
+    "freeze.after",
+    "The spool holds a copy that nobody needs; all dirt is marked, the bucket is as it was.",
+)
+SHIP_BEFORE: Final = _point(
+    "ship.before",
+    "Some blobs stand that no segment names: garbage, harmless; all dirt is marked.",
+)
+SHIP_AFTER: Final = _point(
+    "ship.after",
+    "This blob stands and no segment names it: garbage, harmless; all dirt is marked.",
+)
+SEAL_BEFORE: Final = _point(
+    "seal.before",
+    "A sync point covers the frozen generation; the bucket is at the seal before; all dirt is "
+    "marked.",
+)
+SEAL_AFTER: Final = _point(
+    "seal.after",
+    "The bucket is at the frozen generation; the cache does not know, and finds the segment as its "
+    "own.",
+)
+FORGET_BEFORE: Final = _point(
+    "forget.before",
+    "The bucket is at the frozen generation; all dirt is still marked, and is shipped again.",
+)
+FORGET_LOCATED: Final = _point(
+    "forget.located",
+    "Some extents have their places in the bucket; what is not marked any more is sealed.",
+)
+FORGET_BATCH: Final = _point(
+    "forget.batch",
+    "Some marks are gone; each of them was sealed, and its inode is on the mirror's to-do.",
+)
+FORGET_AFTER: Final = _point(
+    "forget.after",
+    "Nothing at or before the frozen generation is marked; the seal itself is not noted, and is "
+    "found as our own.",
+)
+FLUSH_SEALED: Final = _point(
+    "flush.sealed",
+    "The cache knows the seal; the mirror is behind, and its to-do says how far.",
+)
+
+# --- checkpoint and garbage (transfer/journaling.py) -----------------------------------------
+
+CHECKPOINT_BEFORE: Final = _point(
+    "checkpoint.before",
+    "The segment is sealed; the checkpoint before counts, and every segment above it stands.",
+)
+CHECKPOINT_AFTER: Final = _point(
+    "checkpoint.after",
+    "Old and new checkpoint stand, and both ways of restoring give the same.",
+)
+GARBAGE_BATCH: Final = _point(
+    "garbage.batch",
+    "Some garbage is gone; whatever the newest checkpoint and the segments above it name stands.",
+)
+GARBAGE_AFTER: Final = _point(
+    "garbage.after",
+    "All garbage is gone; whatever the newest checkpoint and the segments above it name stands.",
+)
+
+# --- the mirror (transfer/mirror.py, reconcile.py, replica/flusher.py) -----------------------
+
+MIRROR_BEFORE: Final = _point(
+    "mirror.before",
+    "It is noted that the mirror's rows may lag: the next cycle begins with a listing.",
+)
+MIRROR_PUT_BEFORE: Final = _point(
+    "mirror.put.before",
+    "The object is as it was; its inode is on the to-do.",
+)
+MIRROR_PUT_AFTER: Final = _point(
+    "mirror.put.after",
+    "The object is new and no row knows: it is found with our mark, and is never taken for "
+    "somebody else's.",
+)
+MIRROR_DELETE_BEFORE: Final = _point(
+    "mirror.delete.before",
+    "The objects to delete stand, with their rows.",
+)
+MIRROR_DELETE_AFTER: Final = _point(
+    "mirror.delete.after",
+    "The objects are gone, their rows are left: the next listing takes these away.",
+)
+MIRROR_NOTED: Final = _point(
+    "mirror.noted",
+    "Some of the pass is noted; what is not, is found by the listing or done again.",
+)
+MIRROR_AFTER: Final = _point(
+    "mirror.after",
+    "The mirror stands and its rows are noted; the generation mirrored is not.",
+)
+MIRROR_HINT: Final = _point(
+    "mirror.hint",
+    "The mirror stands; mirrored.json is that of an earlier generation, or missing.",
+)
+RECONCILE_AFTER: Final = _point(
+    "reconcile.after",
+    "The mirror was listed and its rows are noted; the next cycle may list it again.",
+)
+
+# --- restore and hydration (transfer/journaling.py, replica/restore.py, hydrate.py) ----------
+
+WORKSPACE_MADE: Final = _point(
+    "workspace.made",
+    "workspace.json stands, the cache does not know: the next mount takes over what it says.",
+)
+RESTORE_CLEARED: Final = _point(
+    "restore.cleared",
+    "The cache is empty and not whole: nothing can be flushed, the restore starts anew.",
+)
+RESTORE_FETCHED: Final = _point(
+    "restore.fetched",
+    "The records are in the spool; the cache is not whole, nothing can be flushed.",
+)
+RESTORE_BATCH: Final = _point(
+    "restore.batch",
+    "Some records are loaded; the cache is not whole, nothing can be flushed, the restore starts "
+    "anew.",
+)
+RESTORE_LOADED: Final = _point(
+    "restore.loaded",
+    "All records are loaded; the cache is not whole, nothing can be flushed, the restore starts "
+    "anew.",
+)
+RESTORE_AFTER: Final = _point(
+    "restore.after",
+    "The cache is whole and power-loss safe; all data is cold.",
+)
+HYDRATE_FETCHED: Final = _point(
+    "hydrate.fetched",
+    "The bytes came and are not stored: these extents are cold.",
+)
+HYDRATE_STORED: Final = _point(
+    "hydrate.stored",
+    "These extents are warm, the others cold; nothing is dirty by it.",
+)
+HYDRATE_AFTER: Final = _point(
+    "hydrate.after",
+    "Nothing is cold; that this is so is not noted, and is found out again.",
+)
+
+# --- the end of a mount (daemon/daemon.py) ---------------------------------------------------
+
+FINAL_BEFORE: Final = _point(
+    "final.before",
+    "The mount is gone, all that was acknowledged is in the cache; the next mount saves it.",
+)
+FINAL_AFTER: Final = _point(
+    "final.after",
+    "Everything is sealed and mirrored; the cache is not closed, and nobody was told yet.",
+)

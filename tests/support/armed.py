@@ -1,0 +1,156 @@
+"""Failpoints armed: in this process, or in children that a test starts, and in theirs.
+
+A `Plan` names a point, which passing of it counts, and what happens then. `Plan.env` is the
+environment of a child that obeys it: the directory `arming` goes on PYTHONPATH, where Python
+finds a `sitecustomize` that calls `install_from_environment`. Daemon and transfer worker inherit
+it.
+
+Invariants
+1. A plan strikes once in all processes together: a file says that it did, so that whoever is
+   started again does not die again.
+2. Passings are counted in each process apart. With `log`, every passing in every process is a
+   line in that file: how often which point is passed.
+3. Nothing of this is part of the program: it sets `failpoints.hook`, that is all.
+
+Called by the tests of crash and daemon, and by sitecustomize.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from s3ws_fs.core import failpoints
+from s3ws_fs.core.errors import ConflictError, PermanentError, TransientError
+
+VARIABLE: Final = "S3WS_TEST_FAILPOINT"
+ARMING: Final = Path(__file__).parent / "arming"
+REPOSITORY: Final = Path(__file__).parents[2]
+ANY: Final = "*"
+"""As a plan's point: all of them."""
+
+KILL: Final = "kill"
+STOP: Final = "stop"
+WATCH: Final = "watch"
+"""Actions that raise nothing; `watch` only writes the log."""
+
+
+def _lmdb_error(name: str) -> Exception:
+    # Not above: a process that is only watched may not know lmdb.
+    import lmdb
+
+    if name == "MapFullError":
+        return lmdb.MapFullError("injected: MDB_MAP_FULL")
+    code = errno.ENOSPC if name == "enospc" else errno.EIO
+    return lmdb.DiskError(f"injected: {os.strerror(code)}")
+
+
+ERRORS: Final[dict[str, Callable[[str], Exception]]] = {
+    "eio": lambda point: OSError(errno.EIO, f"injected at {point}"),
+    "enospc": lambda point: OSError(errno.ENOSPC, f"injected at {point}"),
+    "lmdb-eio": lambda _: _lmdb_error("eio"),
+    "lmdb-enospc": lambda _: _lmdb_error("enospc"),
+    "lmdb-map-full": lambda _: _lmdb_error("MapFullError"),
+    "transient": lambda point: TransientError(point, "", "injected: may or may not be applied"),
+    "permanent": lambda point: PermanentError(point, "", "injected: refused"),
+    "conflict": lambda point: ConflictError(point, "", "injected: a condition did not hold"),
+}
+"""Actions that raise, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What happens at the `nth` passing of `point`. `marks` is a directory of the test."""
+
+    point: str
+    action: str
+    marks: str
+    nth: int = 1
+    log: bool = False
+
+    @property
+    def struck(self) -> bool:
+        """Whether it has happened."""
+        return self._mark.exists()
+
+    @property
+    def _mark(self) -> Path:
+        return Path(self.marks) / f"struck {self.point.replace('*', 'any')} {self.nth}"
+
+    @property
+    def _log(self) -> Path:
+        return Path(self.marks) / "passed"
+
+    def passed(self) -> Counter[str]:
+        """How often each point was passed so far, in all processes (needs `log`)."""
+        with contextlib.suppress(FileNotFoundError):
+            return Counter(self._log.read_text().split())
+        return Counter()
+
+    def env(self) -> dict[str, str]:
+        """The environment that arms it in a child and in all that the child starts."""
+        path = f"{ARMING}{os.pathsep}{REPOSITORY}"
+        return {VARIABLE: json.dumps(asdict(self)), "PYTHONPATH": path}
+
+
+class Listener:
+    """A hook that obeys a plan. Thread-safe: the worker passes points in several threads."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, point: str) -> None:
+        plan = self._plan
+        if plan.log:
+            fd = os.open(plan._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            os.write(fd, f"{point}\n".encode())
+            os.close(fd)
+        if plan.action == WATCH or plan.point not in (ANY, point):
+            return
+        with self._lock:
+            self._count += 1
+            if self._count != plan.nth or not self._mark():
+                return
+        if plan.action == KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+            signal.pause()
+        elif plan.action == STOP:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        else:
+            raise ERRORS[plan.action](point)
+
+    def _mark(self) -> bool:
+        """Invariant 1: whether nobody struck before."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            os.close(os.open(self._plan._mark, flags, 0o600))
+        except FileExistsError:
+            return False
+        return True
+
+
+def install_from_environment() -> None:
+    """Obey the plan that the environment names, for the rest of this process's life."""
+    failpoints.hook = Listener(Plan(**json.loads(os.environ[VARIABLE])))
+
+
+@contextlib.contextmanager
+def listening(hook: Callable[[str], None]) -> Iterator[None]:
+    """Have `hook` told of every point passed in this process."""
+    before = failpoints.hook
+    failpoints.hook = hook
+    try:
+        yield
+    finally:
+        failpoints.hook = before
