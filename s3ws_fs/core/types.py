@@ -72,6 +72,18 @@ class NeedExtents:
 
 
 @dataclass(frozen=True, slots=True)
+class Outdated:
+    """What the kernel may have cached and a change that did not come through it made stale.
+
+    `names`: (parent inode, name) of entries that appeared, went, or stand for another inode.
+    `inodes`: those with other attributes or bytes, and the directories of these names.
+    """
+
+    names: tuple[tuple[int, bytes], ...] = ()
+    inodes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DirEntry:
     """One entry of a directory. Passing `cookie` to readdir continues after this entry."""
 

@@ -223,19 +223,21 @@ class Daemon:
         with mount.mounted(operations, config.mountpoint, allow_other=allow_other) as ours:
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._announce, operations, ours)
+                    nursery.start_soon(self._announce, parts, operations, ours)
                     nursery.start_soon(_keep_running, "hydrator", parts.replica.hydrate)
                     nursery.start_soon(self._leave_when_asked, parts, operations, ours, nursery)
                     await mount.serve(
                         adaptive_wait_us=config.adaptive_wait_us, hold=parts.durability.hold
                     )
+                    await parts.kernel.close()
                     nursery.cancel_scope.cancel()
             finally:
                 self.mount = None
         log.info("the mount is gone")
 
-    async def _announce(self, operations: Operations, ours: mount.Mount) -> None:
+    async def _announce(self, parts: Parts, operations: Operations, ours: mount.Mount) -> None:
         await operations.started.wait()
+        parts.kernel.open()
         await mount.show_root(ours)
         self.mount = ours
         self.state = "ready"
@@ -270,6 +272,7 @@ class Daemon:
         self.state = "unmounting"
         await self._save_what_is_there(parts, ours)
         operations.refuse_changes()
+        await parts.kernel.close()
         try:
             await mount.detach(ours)
         except OSError as exc:

@@ -25,6 +25,7 @@ from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import FsError
 from s3ws_fs.daemon.room import RoomKeeper
 from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.fuse.invalidate import KernelCache
 from s3ws_fs.replica import report
 from s3ws_fs.replica.replicator import Replicator
 
@@ -70,6 +71,7 @@ class Parts:
     replica: Replicator
     room: RoomKeeper
     reaper: Reaper = field(default_factory=Reaper)
+    kernel: KernelCache = field(default_factory=KernelCache)
 
     @classmethod
     def make(cls, config: MountConfig, cache: Cache) -> Parts:
@@ -85,7 +87,9 @@ class Parts:
         )
         room = RoomKeeper(cache, durability, reap=fs.reap, sealed=lambda: replica.sealed_generation)
         replica.set_make_room(room.make_room)
-        return cls(cache, durability, fs, replica, room, reaper)
+        kernel = KernelCache()
+        replica.kernel_forget = kernel.forget
+        return cls(cache, durability, fs, replica, room, reaper, kernel)
 
     def drop_orphans(self) -> None:
         """After the mount: nobody can reach a deleted file any more. Never raises."""

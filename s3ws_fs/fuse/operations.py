@@ -421,15 +421,3 @@ class Operations(pyfuse3.Operations):
 
     def stacktrace(self) -> None:
         """pyfuse3 calls this when somebody sets the xattr fuse_stacktrace on the root: nothing."""
-
-
-def invalidate_inode(inode: int) -> None:
-    """Make the kernel forget the attributes and pages of `inode`.
-
-    For changes that did not come through the kernel (none yet). Must not be called while a request
-    on that inode is being handled. An inode the kernel does not know is fine.
-    """
-    try:
-        pyfuse3.invalidate_inode(inode)
-    except FileNotFoundError:
-        return

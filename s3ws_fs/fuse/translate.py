@@ -9,7 +9,8 @@ Invariants
    last line, and its reply leaves before the next request is read. `awaiting` wraps a coroutine:
    other requests are served while it waits.
 4. The kernel may keep what we say for `KERNEL_CACHE_S`: every change passes through the kernel that
-   caches it, which updates or drops what the change made stale (tests/fuse/test_kernel_cache.py).
+   caches it, which updates or drops what the change made stale (tests/fuse/test_kernel_cache.py);
+   one that did not is told to the kernel (`invalidate`).
 
 Called by `fuse.operations` alone.
 """

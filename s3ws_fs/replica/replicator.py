@@ -27,7 +27,7 @@ from s3ws_fs.core import failpoints
 from s3ws_fs.core.backoff import RATE_WINDOW_S, Debounce, Retry
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
-from s3ws_fs.core.types import NeedExtents
+from s3ws_fs.core.types import NeedExtents, Outdated
 from s3ws_fs.replica import position, report, restore
 from s3ws_fs.replica.flusher import Flusher, Pass
 from s3ws_fs.replica.hydrate import Hydrator
@@ -42,6 +42,10 @@ FINAL_TRIES: Final = 5
 """Failed cycles in a row after which the final flush gives up and lists what is not saved."""
 
 Progress = Callable[[dict[str, Any]], None]
+
+
+async def nothing_cached(_: Outdated) -> None:
+    """Without a kernel there is nothing to forget."""
 
 
 class Replicator:
@@ -79,6 +83,9 @@ class Replicator:
         self._degraded_since_s: float | None = None
         self._error: str | None = None
         self._prepared = False
+        self.kernel_forget: Callable[[Outdated], Awaitable[None]] = nothing_cached
+        """To be awaited after a change that did not come through the kernel was committed: when it
+        returns, programs see it. Set by the daemon. Never within a read's `fetch`."""
 
     @property
     def sealed_generation(self) -> int:

@@ -4,7 +4,8 @@
 allow_other, uid_map, gid_map, quota_bytes, adaptive_wait_us, faulty, traced, by_libfuse. With
 `faulty`, names that start with `fault-` make the filesystem raise what no filesystem should. With
 `traced`, each request for an extended attribute is a line of the log. With `by_libfuse`, libfuse
-mounts, as where mount(2) is not allowed.
+mounts, as where mount(2) is not allowed. With `behind` (the path of a socket), it takes changes
+that do not come through the kernel (see `Behind`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import trio
 from s3ws_fs.cache.cache import Identity, open_cache
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core.clock import CLOCK_REALTIME_COARSE, Clock
-from s3ws_fs.core.types import Attr, Cred, NeedExtents
+from s3ws_fs.core.types import Attr, Cred, NeedExtents, Outdated
 from s3ws_fs.daemon import logs
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse import mount
+from s3ws_fs.fuse.invalidate import KernelCache
 from s3ws_fs.fuse.operations import Operations
 from s3ws_fs.fuse.translate import IdMap
 
@@ -64,6 +66,37 @@ class TracedFileSystem(FileSystem):
         return super().getxattr(ino, name)
 
 
+class Behind:
+    """Changes behind the kernel's back, by a socket: JSON lines in, one answer a line.
+
+    {"calls": [[method of FileSystem, argument…]…], "names": [[parent, name]…], "inodes": [ino…]};
+    the answer has the inode that each call returned, if any, when the kernel has forgotten. Strings
+    are names or bytes, and `"cred"` is root.
+    """
+
+    def __init__(self, fs: FileSystem, kernel: KernelCache) -> None:
+        self._fs = fs
+        self._kernel = kernel
+
+    async def serve(self, path: str) -> None:
+        listener = trio.socket.socket(trio.socket.AF_UNIX)
+        await listener.bind(path)
+        listener.listen()
+        stream, _ = await listener.accept()
+        while line := await stream.recv(1 << 16):
+            ask = json.loads(line)
+            found = [self._call(*call) for call in ask["calls"]]
+            names = tuple((parent, name.encode()) for parent, name in ask["names"])
+            await self._kernel.forget(Outdated(names, tuple(ask["inodes"])))
+            await stream.send(json.dumps(found).encode() + b"\n")
+
+    def _call(self, method: str, *args: Any) -> int | None:
+        given = [arg.encode() if isinstance(arg, str) else arg for arg in args]
+        given = [Cred(0, 0) if arg == b"cred" else arg for arg in given]
+        result = getattr(self._fs, method)(*given)
+        return result.ino if isinstance(result, Attr) else None
+
+
 async def run(options: dict[str, Any], ready_fd: int) -> None:
     clock = Clock(partial(time.clock_gettime_ns, CLOCK_REALTIME_COARSE))
     cache = open_cache(
@@ -97,6 +130,10 @@ async def run(options: dict[str, Any], ready_fd: int) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_announce, operations, ours, ready_fd)
                 nursery.start_soon(_obey, ours)
+                if "behind" in options:
+                    kernel = KernelCache()
+                    kernel.open()
+                    nursery.start_soon(Behind(fs, kernel).serve, options["behind"])
                 await mount.serve(adaptive_wait_us=options.get("adaptive_wait_us", 40))
                 nursery.cancel_scope.cancel()
 
