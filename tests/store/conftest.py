@@ -19,6 +19,7 @@ from s3ws_fs.store.s3 import S3Store
 from s3ws_fs.store.s3_client import RetryPolicy
 from s3ws_fs.store.s3_multipart import MultipartLimits
 from s3ws_fs.store.scoped import ScopedStore
+from tests.support.faulty_store import FaultyStore
 from tests.support.seaweed import Seaweed
 
 MIB = 1 << 20
@@ -95,11 +96,12 @@ def seaweed_config(seaweed: Seaweed, aws_env: None, monkeypatch: pytest.MonkeyPa
     return StoreConfig("s3", seaweed.bucket, endpoint_url=seaweed.endpoint_url)
 
 
-@pytest.fixture(params=["memory", "local", "seaweed", "moto"])
+@pytest.fixture(params=["memory", "faulty", "local", "seaweed", "moto"])
 def subject(request: pytest.FixtureRequest, tmp_path: Path, aws_env: None) -> Iterator[Subject]:
     """Each store in turn, empty below `root`."""
     make: dict[str, Callable[[], Subject]] = {
         "memory": lambda: Subject("memory", MemoryStore()),
+        "faulty": lambda: Subject("faulty", FaultyStore(MemoryStore())),
         "local": lambda: Subject("local", LocalStore(str(tmp_path / "bucket"))),
         "seaweed": lambda: Subject(
             "seaweed",
