@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import lmdb
@@ -28,12 +30,20 @@ UNCOVERED_BYTES_MAX: Final = 512 << 20
 """Bytes of pages beyond the newest sync point at which writers are held until there is a newer one:
 the disk is slower than they are, and the cache's map must not fill up meanwhile."""
 
+InThread = Callable[[Callable[[], None]], Awaitable[None]]
+"""Runs a function that blocks, beside the loop."""
+
+
+async def _in_thread(work: Callable[[], None]) -> None:
+    await trio.to_thread.run_sync(work)
+
 
 class Durability:
     """Makes sync points of a cache when asked, and now and then."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, *, in_thread: InThread = _in_thread) -> None:
         self._cache = cache
+        self._in_thread = in_thread
         self._lock = trio.Lock()
         self._kick = trio.Event()
         self._under_way_bytes = 0
@@ -58,7 +68,7 @@ class Durability:
         covered = self._under_way_bytes = self._cache.start_sync()
         try:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(points.write, pending)
+                await self._in_thread(partial(points.write, pending))
         except (OSError, lmdb.Error) as exc:
             points.abandon(pending)
             self._cache.uncovered_bytes += covered

@@ -1,4 +1,4 @@
-"""Ids of users and conversations, and the prefix above them: checked once, then trusted.
+"""Ids of users and conversations, and the prefix above them: checked once, then trusted; new ids.
 
 Invariants
 1. What `canonical_id` returns holds no `/`, no control character, nothing that a shell, an S3
@@ -7,12 +7,16 @@ Invariants
    digits. Every other accepted id is returned as given, so two different ones never become one.
 3. `canonical_id(canonical_id(x)) == canonical_id(x)`; the same holds for `canonical_root_prefix`.
 
-Pure. Called by core.config, settings and the manager.
+4. `new_id` draws from its argument only: the same bits give the same id.
+
+Pure. Called by core.config, settings, the manager and replica (new ids).
 """
 
 from __future__ import annotations
 
 import re
+import uuid
+from collections.abc import Callable
 from typing import Final
 
 from s3ws_fs.core.errors import ExitCode, UserError
@@ -25,6 +29,15 @@ _UUID: Final = re.compile(
 )
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]*", re.ASCII)
 _ALLOWED: Final = "letters, digits and . _ - @ + =, starting with a letter, a digit or _"
+
+
+RandBits = Callable[[int], int]
+"""So many random bits as a number: `secrets.randbits`, or what a simulation draws from its seed."""
+
+
+def new_id(randbits: RandBits) -> str:
+    """A name that nobody else has: a UUID (version 4) without dashes."""
+    return uuid.UUID(int=randbits(128), version=4).hex
 
 
 def canonical_id(value: str, *, what: str) -> str:

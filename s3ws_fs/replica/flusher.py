@@ -15,7 +15,6 @@ Called by replicator.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +27,7 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import failpoints, keys
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import S3wsError, TransientError
+from s3ws_fs.core.ids import RandBits, new_id
 from s3ws_fs.core.types import SELF_OBJECT
 from s3ws_fs.replica import position
 from s3ws_fs.replica.position import Sealed
@@ -66,11 +66,16 @@ class Flusher:
         worker: WorkerClient,
         config: MountConfig,
         ensure: Callable[[int], Awaitable[None]],
+        *,
+        randbits: RandBits,
+        host: str,
     ) -> None:
         self._cache = cache
         self._worker = worker
         self._config = config
         self._ensure = ensure
+        self._randbits = randbits
+        self._host = host
         self._sealed: Sealed | None = None
         self._segments = 0
         self._segment_bytes = 0
@@ -115,7 +120,7 @@ class Flusher:
 
     async def _flush(self) -> tuple[str, bool]:
         sealed = await self._learn()
-        flush_id = uuid.uuid4().hex
+        flush_id = new_id(self._randbits)
         number = sealed.number + 1
         due = (
             self._segments + 1 >= CHECKPOINT_EVERY_SEGMENTS
@@ -126,8 +131,8 @@ class Flusher:
         freeze_ns = self._cache.now_ns()
         ask = {
             "workspace": self._cache.get_json("workspace"),
-            "writer": position.writer_id(self._cache),
-            "host": position.host_name(),
+            "writer": position.writer_id(self._cache, self._randbits),
+            "host": self._host,
             "flush_id": flush_id,
             "number": number,
             "prev_hash": sealed.hash,
@@ -163,7 +168,8 @@ class Flusher:
         if self._sealed is not None:
             return self._sealed
         state = await self._worker.ask("survey")
-        if position.compare(self._cache, state, position.writer_id(self._cache)) != position.SAME:
+        writer = position.writer_id(self._cache, self._randbits)
+        if position.compare(self._cache, state, writer) != position.SAME:
             raise wire.FencedError(state["header"]["host"])
         self._segments = state["segments"]
         self._segment_bytes = state["segment_bytes"]

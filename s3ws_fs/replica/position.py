@@ -22,13 +22,13 @@ Called by replica.
 from __future__ import annotations
 
 import socket
-import uuid
 from dataclasses import dataclass
 from typing import Any, Final
 
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.core.errors import CacheError, ExitCode, UserError
+from s3ws_fs.core.ids import RandBits, new_id
 from s3ws_fs.transfer.wire import FencedError
 
 CHECKPOINT_DUE: Final = "checkpoint_due"
@@ -54,14 +54,14 @@ class Sealed:
         return cls() if value is None else cls(**value)
 
 
-def writer_id(cache: Cache) -> str:
+def writer_id(cache: Cache, randbits: RandBits) -> str:
     """Our name as a writer; a copied cache gets another one, a moved one at worst too."""
     inode = (cache.directory / DATA_DIR / DATA_FILE).stat().st_ino
     known = cache.get_json("writer")
     if known is not None and known["inode"] == inode:
         name: str = known["name"]
         return name
-    name = uuid.uuid4().hex
+    name = new_id(randbits)
     cache.put_json("writer", {"name": name, "inode": inode})
     return name
 

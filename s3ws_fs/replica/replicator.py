@@ -16,6 +16,7 @@ import contextlib
 import logging
 import math
 import random
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -27,11 +28,12 @@ from s3ws_fs.core import failpoints
 from s3ws_fs.core.backoff import RATE_WINDOW_S, Debounce, Retry
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
+from s3ws_fs.core.ids import RandBits
 from s3ws_fs.core.types import NeedExtents, Outdated
 from s3ws_fs.replica import position, report, restore
 from s3ws_fs.replica.flusher import Flusher, Pass
 from s3ws_fs.replica.hydrate import Hydrator
-from s3ws_fs.transfer.client import WorkerClient
+from s3ws_fs.transfer.client import Start, WorkerClient, start_process
 from s3ws_fs.transfer.wire import FencedError
 
 log = logging.getLogger(__name__)
@@ -58,10 +60,15 @@ class Replicator:
         durability: Durability,
         *,
         random01: Callable[[], float] = random.random,
+        randbits: RandBits = secrets.randbits,
+        host: str | None = None,
+        start_worker: Start = start_process,
     ) -> None:
+        """`host`: what a person calls this machine, when not by its own name."""
         self._config = config
         self._cache = cache
         self._random01 = random01
+        self._randbits = randbits
         self.worker = WorkerClient(
             {
                 "store": config.store.to_json(),
@@ -70,8 +77,16 @@ class Replicator:
                 "spool_dir": str(cache.spool_dir),
             },
             reader_check=cache.reader_check,
+            start=start_worker,
         )
-        self._flusher = Flusher(cache, self.worker, config, durability.ensure)
+        self._flusher = Flusher(
+            cache,
+            self.worker,
+            config,
+            durability.ensure,
+            randbits=randbits,
+            host=position.host_name() if host is None else host,
+        )
         self._hydrator = Hydrator(cache, self.worker, config.read_timeout_s)
         self._policy = Debounce(config.debounce_min_s, config.debounce_max_s)
         self._retry = Retry()
@@ -97,7 +112,9 @@ class Replicator:
     async def prepare(self, progress: Progress) -> None:
         """Restore or verify the cache. Raises UserError; then nothing was pushed."""
         try:
-            await restore.prepare(self._cache, self.worker, self._config, progress)
+            await restore.prepare(
+                self._cache, self.worker, self._config, progress, randbits=self._randbits
+            )
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self.worker.close()

@@ -12,7 +12,6 @@ Called by replicator.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -24,6 +23,7 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import failpoints, journal, keys
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, FormatError, StoreError, UserError
+from s3ws_fs.core.ids import RandBits, new_id
 from s3ws_fs.core.journal import Frame, Header
 from s3ws_fs.core.records import Head
 from s3ws_fs.core.types import ROOT_INO, SELF_OBJECT
@@ -44,11 +44,16 @@ _NO_LINKS: Final = bytes(4)
 
 
 async def prepare(
-    cache: Cache, worker: WorkerClient, config: MountConfig, progress: Progress
+    cache: Cache,
+    worker: WorkerClient,
+    config: MountConfig,
+    progress: Progress,
+    *,
+    randbits: RandBits,
 ) -> None:
     """Make the cache whole, or verify it. Raises UserError (exit 6, 8, 9)."""
     try:
-        await _prepare(cache, worker, config, progress)
+        await _prepare(cache, worker, config, progress, randbits)
     except StoreError as exc:
         raise UserError(
             f"the store {config.store.location} can't be used: {exc}",
@@ -69,13 +74,17 @@ async def prepare(
 
 
 async def _prepare(
-    cache: Cache, worker: WorkerClient, config: MountConfig, progress: Progress
+    cache: Cache,
+    worker: WorkerClient,
+    config: MountConfig,
+    progress: Progress,
+    randbits: RandBits,
 ) -> None:
     progress({"phase": "checking the store"})
     found = await worker.ask("probe", allow_unconditional=config.store.allow_unconditional)
     worker.hello["conditional"] = found["conditional"]
     state = await worker.ask("survey")
-    writer = position.writer_id(cache)
+    writer = position.writer_id(cache, randbits)
     if cache.restore_complete:
         if position.compare(cache, state, writer) == position.SAME:
             if cache.recovery == "sync-point":
@@ -94,20 +103,24 @@ async def _prepare(
                 "directory away (keep it: the changes are only there), and mount again.",
                 exit_code=ExitCode.FENCED,
             )
-    await _rebuild(cache, worker, state, progress)
+    await _rebuild(cache, worker, state, progress, randbits)
 
 
 async def _rebuild(
-    cache: Cache, worker: WorkerClient, state: dict[str, Any], progress: Progress
+    cache: Cache,
+    worker: WorkerClient,
+    state: dict[str, Any],
+    progress: Progress,
+    randbits: RandBits,
 ) -> None:
     cache.clear_all()
     failpoints.hit(failpoints.RESTORE_CLEARED)
-    position.writer_id(cache)
+    position.writer_id(cache, randbits)
     if state["newest"]:
         state = await _load(cache, worker, progress)
         uuid_text = state["workspace"]
     else:
-        made = await worker.ask("make-workspace", uuid=uuid.uuid4().hex, created_ns=cache.now_ns())
+        made = await worker.ask("make-workspace", uuid=new_id(randbits), created_ns=cache.now_ns())
         uuid_text = made["workspace"]
         cache.set_head(Head(generation=0, next_ino=ROOT_INO + 1, used_bytes=0, inodes=0))
     header = state["header"]

@@ -64,8 +64,12 @@ class _Object:
 class MemoryStore(ObjectStore):
     """Objects in a dict. `fault` may be replaced at any time."""
 
-    def __init__(self, fault: FaultHook | None = None) -> None:
+    def __init__(
+        self, fault: FaultHook | None = None, now_ns: Callable[[], int] | None = None
+    ) -> None:
+        """`now_ns`: the server's clock; without it a counter stands for it, one second a change."""
         super().__init__()
+        self._now_ns = now_ns
         self.fault = fault
         self._objects: dict[str, _Object] = {}
         self._lock = threading.RLock()
@@ -224,7 +228,7 @@ class MemoryStore(ObjectStore):
     def _store(self, key: str, data: bytes, content_type: str, metadata: Mapping[str, str]) -> str:
         version = next(self._versions)
         etag = f"memory-{version}"
-        # A counter stands for the clock, so that tests can compare times.
-        info = ObjectInfo(key, len(data), etag, version * 10**9, content_type, dict(metadata))
+        now_ns = version * 10**9 if self._now_ns is None else self._now_ns()
+        info = ObjectInfo(key, len(data), etag, now_ns, content_type, dict(metadata))
         self._objects[key] = _Object(data, info)
         return etag

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Final
 
 from s3ws_fs.core.errors import ConflictError, PermanentError, StoreError
+from s3ws_fs.core.ids import RandBits
 from s3ws_fs.store.base import (
     DEFAULT_CONTENT_TYPE,
     Conditional,
@@ -36,11 +37,14 @@ PROBE_PREFIX: Final = "journal/probe/"
 class ScopedStore:
     """The contract of ObjectStore with keys relative to `prefix` (which ends in a slash)."""
 
-    def __init__(self, inner: ObjectStore, prefix: str) -> None:
+    def __init__(
+        self, inner: ObjectStore, prefix: str, *, randbits: RandBits = secrets.randbits
+    ) -> None:
         if not prefix.endswith("/"):
             raise PermanentError("open", ascii(prefix[:200]), "the prefix must end in a slash")
         check_key("open", prefix[:-1])
         self._inner = inner
+        self._randbits = randbits
         self.prefix = prefix
 
     @property
@@ -138,7 +142,7 @@ class ScopedStore:
         The result is assumed from then on. `safe` is False on a store on which two writers could
         overwrite each other; refusing it is the caller's decision. About a dozen requests.
         """
-        key = f"{PROBE_PREFIX}{secrets.token_hex(8)}"
+        key = f"{PROBE_PREFIX}{self._randbits(64):016x}"
         self.assume(Conditional())
         try:
             found = self._probe(key, key + ".copy")

@@ -27,6 +27,7 @@ from s3ws_fs.cache.headroom import LAST_SHARE, floor_bytes
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.cache.view import View
 from s3ws_fs.core import keys, layout
+from s3ws_fs.core.ids import RandBits
 from s3ws_fs.core.records import encode_location
 from s3ws_fs.core.types import BLOB_BIT, Location
 from s3ws_fs.store.scoped import ScopedStore
@@ -49,10 +50,17 @@ def spool_room_bytes(directory: Path) -> int:
 class Ahead:
     """Of one worker. `known`: chunk key → (generation of its dirty mark, location record)."""
 
-    def __init__(self, reader: Readable, cache_dir: Path, spool_dir: Path) -> None:
+    def __init__(
+        self,
+        reader: Readable,
+        cache_dir: Path,
+        spool_dir: Path,
+        randbits: RandBits = secrets.randbits,
+    ) -> None:
         self._reader = reader
         self._data_file = cache_dir / DATA_DIR / DATA_FILE
         self._spool = spool_dir
+        self._randbits = randbits
         self.known: dict[bytes, tuple[int, bytes]] = {}
 
     def make_fit(self, store: ScopedStore, shipped: Callable[[int], None]) -> bool:
@@ -96,7 +104,7 @@ class Ahead:
         return found
 
     def _ship(self, store: ScopedStore, portion: list[tuple[bytes, int, bytes]]) -> int:
-        object_id = BLOB_BIT | secrets.randbits(63)
+        object_id = BLOB_BIT | self._randbits(63)
         body = b"".join(data for _, _, data in portion)
         store.put(layout.blob_key(object_id), body, content_type=JOURNAL_TYPE)
         offset = 0

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
@@ -35,6 +35,38 @@ END_GRACE_S: Final = 3.0
 OnPart = Callable[[dict[str, Any], memoryview], Awaitable[None]]
 
 
+class Running(Protocol):
+    """A worker's process, as far as it is used here: trio.Process, or a simulated one."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+    async def wait(self) -> int:
+        """Until it has ended."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+Start = Callable[[], Awaitable[tuple[Running, trio.abc.Stream]]]
+"""Starts a worker; the stream leads to it."""
+
+
+async def start_process() -> tuple[Running, trio.abc.Stream]:
+    """A worker as a child process."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "s3ws_fs.transfer.worker", "--fd", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    return process, trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+
 @dataclass(eq=False)
 class _Asked:
     """A request under way: parts and the answer go through `send` in order."""
@@ -46,8 +78,8 @@ class _Asked:
 class _Process:
     """One incarnation of the worker."""
 
-    process: trio.Process
-    stream: trio.SocketStream
+    process: Running
+    stream: trio.abc.Stream
     asked: dict[int, _Asked] = field(default_factory=dict)
     dead: bool = False
 
@@ -55,9 +87,16 @@ class _Process:
 class WorkerClient:
     """Asks the worker; `close` ends it. Its listener is a system task: it needs no nursery."""
 
-    def __init__(self, hello: dict[str, Any], *, reader_check: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        hello: dict[str, Any],
+        *,
+        reader_check: Callable[[], object],
+        start: Start = start_process,
+    ) -> None:
         """`hello` is the worker's first request (see Worker.do_hello); it may be changed later."""
         self.hello = hello
+        self._start = start
         self._reader_check = reader_check
         self._current: _Process | None = None
         self._spawn_lock = trio.Lock()
@@ -161,17 +200,8 @@ class WorkerClient:
 
     async def _spawn(self) -> _Process:
         self._last_spawn_s = trio.current_time()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "s3ws_fs.transfer.worker", "--fd", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        process, stream = await self._start()
         self.spawned += 1
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         worker = _Process(process, stream)
         self._current = worker
         trio.lowlevel.spawn_system_task(self._listen, worker)

@@ -36,6 +36,7 @@ from s3ws_fs.cache.cache import ReadContext
 from s3ws_fs.cache.view import View
 from s3ws_fs.core import failpoints, journal, keys
 from s3ws_fs.core.extents import extent_count
+from s3ws_fs.core.ids import RandBits
 from s3ws_fs.core.journal import Header
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.records import InodeRec, encode_location
@@ -129,10 +130,13 @@ def _remove(files: Iterable[BinaryIO], paths: Iterable[Path]) -> None:
 class _DataPlacer:
     """Decides where each dirty extent's bytes go, and writes them there."""
 
-    def __init__(self, directory: Path, flush_id: str, segment: ObjectWriter) -> None:
+    def __init__(
+        self, directory: Path, flush_id: str, segment: ObjectWriter, randbits: RandBits
+    ) -> None:
         self._directory = directory
         self._flush_id = flush_id
         self._segment = segment
+        self._randbits = randbits
         self._shared: Blob | None = None
         self.blobs: dict[int, Blob] = {}
 
@@ -187,7 +191,7 @@ class _DataPlacer:
             blob.whole_ino, blob.hash = rec.ino, state.digest()
 
     def _new_blob(self) -> Blob:
-        object_id = BLOB_BIT | secrets.randbits(63)
+        object_id = BLOB_BIT | self._randbits(63)
         path = self._directory / f"{self._flush_id}.{object_id:016x}.blob"
         blob = Blob(object_id, path, create(path))
         self.blobs[object_id] = blob
@@ -206,6 +210,8 @@ def freeze(
     directory: Path,
     ask: FreezeRequest,
     ahead: Mapping[bytes, tuple[int, bytes]] = NOTHING_AHEAD,
+    *,
+    randbits: RandBits = secrets.randbits,
 ) -> Frozen:
     """Copy out everything unsealed, but for what was shipped `ahead` (see Ahead.known).
 
@@ -213,7 +219,7 @@ def freeze(
     """
     failpoints.hit(failpoints.FREEZE_BEFORE)
     segment = ObjectWriter(directory / f"{ask.flush_id}.seg")
-    placer = _DataPlacer(directory, ask.flush_id, segment)
+    placer = _DataPlacer(directory, ask.flush_id, segment, randbits)
     frozen: Frozen | None = None
     try:
         with reader.read() as view:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -235,9 +235,10 @@ def ship_blobs(
         failpoints.hit(failpoints.SHIP_AFTER)
 
     jobs = [pool.submit(ship, blob) for blob in frozen.blobs.values()]
-    for number, _ in enumerate(as_completed(jobs)):
+    # A failure is raised when none is under way any more: so long their files must stay open.
+    for number, job in enumerate(jobs):
+        job.exception()
         shipped(number + 1)
-    # Only now: while one is under way, its file must stay open.
     for job in jobs:
         job.result()
 

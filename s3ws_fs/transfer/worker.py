@@ -19,19 +19,20 @@ import argparse
 import contextlib
 import os
 import queue
+import secrets
 import select
 import socket
 import sys
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from s3ws_fs.cache.headroom import give_reserve
-from s3ws_fs.cache.reader import CacheReader, open_reader
+from s3ws_fs.cache.reader import open_reader
 from s3ws_fs.core.config import StoreConfig
 from s3ws_fs.core.errors import (
     ExitCode,
@@ -41,13 +42,14 @@ from s3ws_fs.core.errors import (
     S3wsError,
     UserError,
 )
+from s3ws_fs.core.ids import RandBits
 from s3ws_fs.core.types import Location
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import journaling, reconcile, spool, wire
 from s3ws_fs.transfer.ahead import Ahead
 from s3ws_fs.transfer.fetch import ExtentSource, coalesce, fetch_from_mirror, fetch_group
-from s3ws_fs.transfer.freeze import FreezeRequest, Frozen, freeze
+from s3ws_fs.transfer.freeze import FreezeRequest, Frozen, Readable, freeze
 from s3ws_fs.transfer.mirror import Batch, MirrorPass
 
 IDLE_S: Final = 60.0
@@ -59,10 +61,23 @@ LIST_BATCH: Final = 2000
 Reply = Callable[..., None]
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a worker reaches the world by; a simulation passes its own."""
+
+    open_store: Callable[[StoreConfig, str], ScopedStore] = open_store
+    open_reader: Callable[[Path], Readable] = open_reader
+    pool: Callable[[int, str], Executor] = ThreadPoolExecutor
+    randbits: RandBits = secrets.randbits
+
+
 class Worker:
     """State of the process: the store, the cache's reader, and the freeze under way."""
 
-    def __init__(self, sock: socket.socket, idle_s: float = IDLE_S) -> None:
+    def __init__(
+        self, sock: socket.socket, idle_s: float = IDLE_S, means: Means | None = None
+    ) -> None:
+        self._means = Means() if means is None else means
         self._sock = sock
         self._idle_s = idle_s
         self._send_lock = threading.Lock()
@@ -70,15 +85,15 @@ class Worker:
         self._busy_lock = threading.Lock()
         self._flush_lane: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._store: ScopedStore | None = None
-        self._reader: CacheReader | None = None
+        self._reader: Readable | None = None
         self._frozen: Frozen | None = None
         self._ahead: Ahead | None = None
         self._stop_mirror = threading.Event()
         self._spool = Path()
         self._cache_dir = Path()
         self._workspace = ""
-        self._transfers: ThreadPoolExecutor | None = None
-        self._fetches = ThreadPoolExecutor(FETCH_LANES, "fetch")
+        self._transfers: Executor | None = None
+        self._fetches = self._means.pool(FETCH_LANES, "fetch")
 
     def run(self) -> None:
         """Serve until the parent's end closes or nothing was asked for IDLE_S."""
@@ -163,7 +178,7 @@ class Worker:
         return self._store
 
     @property
-    def reader(self) -> CacheReader:
+    def reader(self) -> Readable:
         """The cache. Raises PermanentError before `hello`."""
         if self._reader is None:
             raise PermanentError("worker", "", "hello comes first")
@@ -179,10 +194,11 @@ class Worker:
         config = StoreConfig.from_json(ask["store"])
         directory = self._cache_dir = Path(ask["cache_dir"])
         self._spool = Path(ask["spool_dir"])
-        self._reader = open_reader(directory)
-        self._ahead = Ahead(self._reader, directory, self._spool)
-        self._store = open_store(config, ask["prefix"])
-        self._transfers = ThreadPoolExecutor(max(1, config.max_parallel - FETCH_LANES), "transfer")
+        means = self._means
+        self._reader = means.open_reader(directory)
+        self._ahead = Ahead(self._reader, directory, self._spool, means.randbits)
+        self._store = means.open_store(config, ask["prefix"])
+        self._transfers = means.pool(max(1, config.max_parallel - FETCH_LANES), "transfer")
         self._workspace = ask.get("workspace", "")
         if ask.get("conditional") is not None:
             self.store.assume(journaling.conditional_from(ask["conditional"]))
@@ -238,7 +254,9 @@ class Worker:
             # It may have no room either, and nothing depends on it: a later flush makes it.
             request = replace(request, checkpoint=False)
             give_reserve(self._cache_dir)
-        frozen = freeze(self.reader, self._spool, request, ahead.known)
+        frozen = freeze(
+            self.reader, self._spool, request, ahead.known, randbits=self._means.randbits
+        )
         self._frozen = frozen
         self._workspace = ask["freeze"]["workspace"]
         header = frozen.header

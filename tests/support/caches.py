@@ -52,10 +52,12 @@ def seal(cache: Cache) -> None:
 def mirror(cache: Cache) -> None:
     """Note that everything on the to-do stands in the mirror."""
     rows: list[MirrorRow] = []
+    gone: list[bytes] = []
     done = []
     with cache.read() as view:
         for ino, noted in view.mtodo():
             done.append((ino, cache.generation))
+            gone += [row.path for row in view.mirror_of(ino)]
             rec = view.inode(ino)
             if rec is None or ino == ROOT_INO:
                 continue
@@ -66,7 +68,7 @@ def mirror(cache: Cache) -> None:
                 text, _ = mirror_path(path, len(PREFIX))
                 digest = xxhash.xxh3_128_digest(text.encode())
                 rows.append(MirrorRow(text.encode(), ino, noted, rec.data_gen, "e", digest))
-    cache.record_mirrored(rows, (), done)
+    cache.record_mirrored(rows, gone, done)
     cache.put_json("mirror_known", True)
     cache.put_json("mirrored", cache.generation)
 
