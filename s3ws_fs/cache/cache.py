@@ -34,9 +34,10 @@ from typing import Final, Self
 
 import lmdb
 
-from s3ws_fs.cache import syncpoint
+from s3ws_fs.cache import recovery, syncpoint
 from s3ws_fs.cache.bookkeeping import Bookkeeping
 from s3ws_fs.cache.headroom import Headroom, engine_error, keep_reserve
+from s3ws_fs.cache.recovery import Recovery
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, Tables, map_bytes, open_env, open_tables
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import META_HEAD, View
@@ -138,14 +139,14 @@ class Cache(Bookkeeping):
         now_ns: Callable[[], int],
         boot_id: str,
         lock_fd: int,
-        recovery: str,
+        recovered: Recovery,
     ) -> None:
         self.directory = directory
         self.env = env
         self.tables = open_tables(env, create=True)
         self.now_ns = now_ns
-        self.recovery = recovery
-        """How it was opened: "fresh", "kept", "sync-point" (after a power cut) or "quarantined"."""
+        self.recovered = recovered
+        """How it was opened, and what became of the one before."""
         self.on_bytes: Callable[[int], None] = lambda _: None
         self.uncovered_bytes = 0
         self._boot_id = boot_id
@@ -171,6 +172,15 @@ class Cache(Bookkeeping):
     def generation(self) -> int:
         """Number of the newest change."""
         return self.head.generation
+
+    @property
+    def recovery(self) -> str:
+        """How it was opened: "fresh", "kept", "sync-point" (after a power cut) or "quarantined"."""
+        return self.recovered.how
+
+    def quarantines(self) -> list[str]:
+        """Older caches that could not be trusted, kept for a person."""
+        return sorted(str(path) for path in self.directory.glob(recovery.QUARANTINES))
 
     @property
     def spool_dir(self) -> Path:
@@ -286,7 +296,7 @@ def open_cache(
 
     Raises CacheError: in use by another process (exit 5), of another workspace, bucket or
     format, or damaged (exit 8). A cache no sync point can vouch for after a
-    power cut is moved to quarantine and a fresh one is opened (`recovery` says so): it is never
+    power cut is moved to quarantine and a fresh one is opened (`recovered` says so): it is never
     silently used or deleted.
     """
     boot = syncpoint.current_boot_id() if boot_id is None else boot_id
@@ -294,7 +304,7 @@ def open_cache(
     lock_fd = _lock(directory)
     try:
         _check_identity(directory, identity)
-        recovery = _recover(directory, boot, now_ns())
+        recovered = recovery.recover(directory, boot, now_ns())
         data_dir = directory / DATA_DIR
         data_dir.mkdir(mode=0o700, exist_ok=True)
         (directory / SPOOL_DIR).mkdir(mode=0o700, exist_ok=True)
@@ -303,9 +313,11 @@ def open_cache(
         try:
             env = open_env(data_dir, map_size=map_bytes(quota_bytes), readonly=False)
             cache = Cache(
-                directory, env, now_ns=now_ns, boot_id=boot, lock_fd=lock_fd, recovery=recovery
+                directory, env, now_ns=now_ns, boot_id=boot, lock_fd=lock_fd, recovered=recovered
             )
             cache.sync_point()
+            if recovered.how in (recovery.FRESH, recovery.QUARANTINED):
+                recovery.make_durable(directory)
         except (lmdb.Error, FormatError, FsError) as exc:
             error = engine_error(exc, directory) if isinstance(exc, lmdb.Error) else exc
             if isinstance(error, FsError) and error.errno == errno.ENOSPC:
@@ -377,27 +389,3 @@ def _check_identity(directory: Path, identity: Identity) -> None:
                 f"not {value!r}",
                 remedy="Choose another WORKSPACE_CACHE_DIR, or mount the workspace it belongs to.",
             )
-
-
-def _recover(directory: Path, boot_id: str, now_ns: int) -> str:
-    data_file = directory / DATA_DIR / DATA_FILE
-    if not data_file.exists():
-        return "fresh"
-    noted = syncpoint.read_boot(directory)
-    if noted is not None and (noted[1] or noted[0] == boot_id):
-        return "kept"
-    if syncpoint.put_back(directory, data_file) is not None:
-        return "sync-point"
-    quarantine(directory, now_ns)
-    return "quarantined"
-
-
-def quarantine(directory: Path, now_ns: int) -> Path:
-    """Move a closed cache's data aside, to be kept for a person; returns where it went."""
-    aside = directory / f"quarantine-{now_ns // 1_000_000_000}-{now_ns % 1_000_000_000:09d}"
-    aside.mkdir(mode=0o700)
-    for name in (DATA_DIR, syncpoint.SIDE_FILE, syncpoint.BOOT_FILE):
-        if (directory / name).exists():
-            (directory / name).rename(aside / name)
-    syncpoint.sync_directory(directory)
-    return aside

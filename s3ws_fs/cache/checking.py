@@ -18,11 +18,11 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import lmdb
 
-from s3ws_fs.cache import engine, syncpoint
+from s3ws_fs.cache import engine, recovery, syncpoint
 from s3ws_fs.cache.cache import IDENTITY_FILE
 from s3ws_fs.cache.reader import open_reader
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
@@ -35,8 +35,6 @@ from s3ws_fs.core.findings import Finding, Report, Severity, damage, make
 from s3ws_fs.core.limits import FORMAT_VERSION
 
 Progress = Callable[[dict[str, Any]], None]
-
-_QUARANTINE: Final = "quarantine-*"
 
 
 @dataclass(slots=True)
@@ -76,7 +74,7 @@ def check_cache(
     boot = syncpoint.current_boot_id() if boot_id is None else boot_id
     with contextlib.ExitStack() as stack:
         place: Path | None = directory
-        if engine.needs_recovery(directory, boot):
+        if recovery.is_due(directory, boot):
             done.is_copy = True
             report.extend(_recovery(directory))
             place = stack.enter_context(engine.recovered(directory))
@@ -103,7 +101,7 @@ def _identity(directory: Path, report: Report) -> str:
 
 
 def _beside(directory: Path) -> Iterator[Finding]:
-    for path in sorted(directory.glob(_QUARANTINE)):
+    for path in sorted(directory.glob(recovery.QUARANTINES)):
         message = "kept because it could not be trusted; remove it when nobody needs it"
         yield make(Severity.NOTE, "quarantine", str(path), message)
     if syncpoint.read_boot(directory) is None:

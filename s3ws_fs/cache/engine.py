@@ -22,9 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from lmdb import verify as offline
-
-from s3ws_fs.cache import syncpoint
+from s3ws_fs.cache import recovery, syncpoint
 from s3ws_fs.cache.cache import IDENTITY_FILE, LOCK_FILE
 from s3ws_fs.cache.reader import open_reader
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
@@ -60,12 +58,7 @@ def walk(directory: Path, *, in_use: bool) -> list[str] | None:
         return None
     before = _meta_pages(data_file)
     with _pinned(directory) if in_use else contextlib.nullcontext():
-        try:
-            found: list[str] = offline.verify(  # type: ignore[no-untyped-call]
-                str(data_file.parent), subdir=True
-            )
-        except offline.VerifyError as exc:
-            found = [str(exc)]
+        found = recovery.walk(data_file)
     if found and not in_use and _meta_pages(data_file) != before:
         # Somebody does use it, from where we can't see: another container.
         return walk(directory, in_use=True)
@@ -81,12 +74,6 @@ def _meta_pages(data_file: Path) -> bytes:
 def _pinned(directory: Path) -> Iterator[None]:
     with open_reader(directory) as reader, reader.read():
         yield
-
-
-def needs_recovery(directory: Path, boot_id: str) -> bool:
-    """Whether the next mount goes back to the sync point."""
-    noted = syncpoint.read_boot(directory)
-    return noted is None or not (noted[1] or noted[0] == boot_id)
 
 
 @contextlib.contextmanager

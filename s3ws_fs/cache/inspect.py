@@ -2,6 +2,7 @@
 
 Invariants
 1. Read-only; one short transaction a call. 2. Works on a cache whose daemon died.
+3. A cache that may be torn (recovery.is_due) is refused: the engine would trust what it reads.
 
 Called by the cli.
 """
@@ -13,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from s3ws_fs.cache import recovery, syncpoint
 from s3ws_fs.cache.reader import open_reader
+from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.cache.view import View
 from s3ws_fs.core import keys
+from s3ws_fs.core.errors import CacheError
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import Attr
 
@@ -85,8 +89,15 @@ class Inspector:
         self.close()
 
 
-def open_readonly(directory: Path) -> Inspector:
+def open_readonly(directory: Path, boot_id: str | None = None) -> Inspector:
     """Open the cache of a workspace for looking. Raises CacheError."""
+    boot = syncpoint.current_boot_id() if boot_id is None else boot_id
+    if (directory / DATA_DIR / DATA_FILE).exists() and recovery.is_due(directory, boot):
+        raise CacheError(
+            f"the cache in {directory} has to go back to its sync point first: this machine went "
+            "down while it was in use",
+            remedy="Mount the workspace: that does it, and saves what is not in the bucket.",
+        )
     return Inspector(directory)
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from s3ws_fs.cache import engine, syncpoint
+from s3ws_fs.cache import recovery, syncpoint
 from s3ws_fs.cache.cache import IDENTITY_FILE, Cache, Identity, open_cache
 from s3ws_fs.cache.checking import Checked, Progress, check_records
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
@@ -71,7 +71,7 @@ def repair_cache(
 ) -> Report:
     """Repair, and judge again; what is repaired is marked so. Raises CacheError, untouched then."""
     boot = syncpoint.current_boot_id() if boot_id is None else boot_id
-    if found.tables is None or engine.needs_recovery(directory, boot):
+    if found.tables is None or recovery.is_due(directory, boot):
         raise CacheError(
             f"the cache in {directory} can't be repaired as it is",
             remedy="Mount it once: the mount goes back to the sync point, or says what to do.",

@@ -45,6 +45,8 @@ SLOT_BYTES: Final = 64 * 1024
 META_PAGES: Final = 2
 _MAGIC: Final = b"S3WSSYN1"
 _SLOT: Final = struct.Struct(">8sQQI")
+META_BYTES_MAX: Final = SLOT_BYTES - _SLOT.size - 16
+"""What a slot has room for: database pages of up to 16 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,17 @@ def current_boot_id() -> str:
 
 
 def read_boot(directory: Path) -> tuple[str, bool] | None:
-    """(boot id, cleanly closed) as last noted; None when missing or unreadable."""
+    """(boot id, cleanly closed) as last noted; None when missing or unreadable.
+
+    Only BOOT_BYTES count: that is what `note_boot` writes over whatever stands there.
+    """
     try:
-        noted = json.loads((directory / BOOT_FILE).read_bytes())
-        return str(noted["boot_id"]), bool(noted["clean"])
+        with (directory / BOOT_FILE).open("rb") as file:
+            noted = json.loads(file.read(BOOT_BYTES))
+        boot_id, clean = noted["boot_id"], noted["clean"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+    return (boot_id, clean) if isinstance(boot_id, str) and isinstance(clean, bool) else None
 
 
 def note_boot(directory: Path, boot_id: str, *, clean: bool) -> None:
@@ -170,6 +177,7 @@ class SyncPoints:
         self._env = env
         self._data_fd = os.open(data_file, os.O_RDONLY | os.O_CLOEXEC)
         self._meta_bytes = META_PAGES * env.stat()["psize"]
+        assert self._meta_bytes <= META_BYTES_MAX, "the pages are too large for a slot"
         slots = read_slots(directory)
         self._sequence = max((slot.sequence for slot in slots if slot), default=0)
         newest = max(range(2), key=lambda i: s.sequence if (s := slots[i]) else -1)

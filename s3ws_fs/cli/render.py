@@ -90,9 +90,7 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
             f"{counted(_number(quota, 'max_inodes'), 'file')}",
         ),
     ]
-    room = _part(_part(document, "cache"), "room")
-    if room.get("reason"):
-        lines.append(_line("cache", str(room["reason"])))
+    lines += _cache_lines(_part(document, "cache"))
     hydration = _part(document, "hydration")
     if _number(hydration, "cold_files"):
         lines.append(
@@ -103,6 +101,14 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
             )
         )
     return lines + _mirror_lines(mirror) + _rot_lines(hydration)
+
+
+def _cache_lines(cache: dict[str, Any]) -> list[str]:
+    room, kept = _part(cache, "room"), cache.get("quarantines")
+    said = [room.get("reason"), cache.get("recovered")]
+    lines = [_line("cache", str(text)) for text in said if text]
+    titles = {"quarantines": "kept in quarantine (see `s3ws check`; remove what nobody needs)"}
+    return lines + (_listed_lines("cache", cache, titles) if kept else [])
 
 
 def _saved(generation: dict[str, Any]) -> str:

@@ -138,13 +138,25 @@ def progress(title: str, *, as_json: bool) -> Iterator[EventSink]:
         yield lambda event: click.echo(json.dumps(event), err=True)
         return
     if not sys.stderr.isatty():
-        yield _PlainProgress(title)
+        yield _or_warning(_PlainProgress(title))
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bars:
-        yield _BarProgress(bars, title)
+        yield _or_warning(_BarProgress(bars, title))
+
+
+def _or_warning(sink: EventSink) -> EventSink:
+    """A sink that also shows what has to be said in words, and stays."""
+
+    def show(event: dict[str, Any]) -> None:
+        if event.get("event") == "warning":
+            note(f"s3ws: warning: {event.get('message')}")
+        else:
+            sink(event)
+
+    return show
 
 
 def _numbers(event: dict[str, Any]) -> tuple[str, int | None, int | None]:

@@ -111,6 +111,9 @@ class Daemon:
             now_ns=self._clock,
         )
         log.info("cache %s: %s", cache.directory, cache.recovery)
+        if told := cache.recovered.told():
+            log.warning("%s", told)
+            self._report_start({"event": "warning", "message": told})
         before = self._entry_before()
         info = registry.MountInfo.for_this_process(
             config, log_path=self._log_path, version=__version__

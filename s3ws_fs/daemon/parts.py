@@ -139,6 +139,8 @@ def status_document(
             "path": config.workspace_cache_dir,
             "file_bytes": cache.file_bytes(),
             "opened": cache.recovery,
+            "recovered": cache.recovered.told(),
+            "quarantines": cache.quarantines(),
             "sync_point_error": parts.durability.last_error,
             "room": cache.headroom.status() | {"evicted_bytes": parts.room.evicted_bytes},
         },

@@ -32,7 +32,7 @@ def looking(cache: Cache) -> Iterator[Inspector]:
     with tempfile.TemporaryDirectory() as temp:
         copy = Path(temp) / "copy"
         shutil.copytree(cache.directory, copy)
-        with open_readonly(copy) as look:
+        with open_readonly(copy, "boot-1") as look:
             yield look
 
 
@@ -94,10 +94,16 @@ def test_beside_a_dead_daemon(cache: Cache, fs: FileSystem, tmp_path: Path) -> N
     fs.create(ROOT_INO, b"f", 0o644, Cred(0, 0))
     dead = tmp_path / "dead"
     shutil.copytree(cache.directory, dead)
-    with open_readonly(dead) as look:
+    with open_readonly(dead, "boot-1") as look:
         assert [entry.name for entry in look.listdir(b"")] == [b"f"]
 
 
 def test_no_cache_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="can't be read"):
         open_readonly(tmp_path)
+
+
+def test_one_that_may_be_torn_is_refused(cache: Cache, tmp_path: Path) -> None:
+    shutil.copytree(cache.directory, tmp_path / "torn")
+    with pytest.raises(CacheError, match="sync point"):
+        open_readonly(tmp_path / "torn", "boot-2")

@@ -1,0 +1,119 @@
+"""What becomes of a cache that was not closed cleanly: kept, put back, or put aside.
+
+    fresh        there is no database yet
+    kept         closed cleanly, or its process died under this kernel, which has all its pages
+    sync-point   another boot: the meta pages of the newest sync point were put back
+    quarantined  another boot, and no sync point can vouch for it: moved aside, never deleted
+
+Invariants
+1. Meta pages go back only into the database they were taken from: where there is no database, what
+   is left of an older one's side file is removed first.
+2. What was put back is walked as bytes before the engine, which trusts what it reads, may have it:
+   a disk that lied about its flushes costs what was not sealed, never wrong bytes or a crash.
+3. A quarantine keeps the data as it was found.
+
+Called by cache.cache, cache.engine and cache.inspect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lmdb import verify as offline
+
+from s3ws_fs.cache import syncpoint
+from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
+
+QUARANTINES: Final = "quarantine-*"
+
+FRESH: Final = "fresh"
+KEPT: Final = "kept"
+SYNC_POINT: Final = "sync-point"
+QUARANTINED: Final = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """How a cache was opened; for one put aside, where it is and why."""
+
+    how: str
+    aside: Path | None = None
+    why: str = ""
+
+    def told(self) -> str:
+        """What a person has to know; empty when nothing happened."""
+        if self.how == SYNC_POINT:
+            return (
+                "this machine went down while the workspace was mounted: the cache is back at its "
+                "newest sync point, with everything that was fsynced; later changes are lost"
+            )
+        if self.how == QUARANTINED:
+            return (
+                f"this machine went down while the workspace was mounted, and {self.why}: the "
+                "workspace is rebuilt from the bucket. What was not sealed is only in "
+                f"{self.aside}: keep it until you have looked"
+            )
+        return ""
+
+
+def recover(directory: Path, boot_id: str, now_ns: int) -> Recovery:
+    """Make the database of a cache fit to be opened. Under its lock. Raises OSError."""
+    data_file = directory / DATA_DIR / DATA_FILE
+    if not data_file.exists():
+        _forget(directory)
+        return Recovery(FRESH)
+    if not is_due(directory, boot_id):
+        return Recovery(KEPT)
+    if syncpoint.put_back(directory, data_file) is None:
+        why = "no sync point of the cache is readable"
+    else:
+        found = walk(data_file)
+        if not found:
+            return Recovery(SYNC_POINT)
+        why = f"the cache is damaged in spite of its sync point ({found[0]})"
+    return Recovery(QUARANTINED, quarantine(directory, now_ns), why)
+
+
+def is_due(directory: Path, boot_id: str) -> bool:
+    """Whether the cache may be torn: another boot, and it was not closed cleanly."""
+    noted = syncpoint.read_boot(directory)
+    return noted is None or not (noted[1] or noted[0] == boot_id)
+
+
+def walk(data_file: Path) -> list[str]:
+    """What is structurally wrong with the database, looked at as bytes (some 2 s a GiB)."""
+    try:
+        found: list[str] = offline.verify(  # type: ignore[no-untyped-call]
+            str(data_file.parent), subdir=True
+        )
+    except offline.VerifyError as exc:
+        found = [str(exc)]
+    return found
+
+
+def quarantine(directory: Path, now_ns: int) -> Path:
+    """Move a closed cache's data aside, to be kept for a person; returns where it went."""
+    aside = directory / f"quarantine-{now_ns // 1_000_000_000}-{now_ns % 1_000_000_000:09d}"
+    aside.mkdir(mode=0o700)
+    for name in (DATA_DIR, syncpoint.SIDE_FILE, syncpoint.BOOT_FILE):
+        if (directory / name).exists():
+            (directory / name).rename(aside / name)
+    syncpoint.sync_directory(aside)
+    syncpoint.sync_directory(directory)
+    return aside
+
+
+def _forget(directory: Path) -> None:
+    """Remove what is left of an older cache whose database is gone (invariant 1)."""
+    left = [directory / name for name in (syncpoint.SIDE_FILE, syncpoint.BOOT_FILE)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    syncpoint.sync_directory(directory)
+
+
+def make_durable(directory: Path) -> None:
+    """Make the names of a new cache durable: fsync of a file does not promise its name's."""
+    for place in (directory / DATA_DIR, directory, directory.parent):
+        syncpoint.sync_directory(place)
