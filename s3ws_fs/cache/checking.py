@@ -7,6 +7,8 @@ Invariants
 1. Nothing is changed (repair.py does that, under the cache's lock). No lock is tried.
 2. A database that is structurally wrong is reported and not read any further.
 3. Read transactions: one for the walk, one for the copy, one a batch of bytes. None spans judging.
+4. A cache whose restore was not finished is not judged: nobody reads it, nothing is flushed from
+   it, and the next mount makes it anew.
 
 Called by the cli, by tests after a crash, and by repair.
 """
@@ -46,6 +48,8 @@ class Checked:
     """The workspace prefix that it belongs to; empty when it does not say."""
     is_copy: bool = False
     """What was judged is not the cache as it stands, but as the next mount makes it."""
+    is_whole: bool = True
+    """False when its restore was not finished."""
     tree: TreeCheck | None = None
     values: dict[str, Any] | None = None
 
@@ -82,6 +86,9 @@ def check_cache(
             in_use = place is directory and engine.holder(directory) is not None
             if quick or _structure(place, report, progress, in_use=in_use):
                 _records(place, done, progress, quick=quick)
+    if done.is_whole and not any(syncpoint.read_slots(directory)):
+        message = "neither slot is valid: a power cut now would cost what is not sealed"
+        report.add(damage("sync-point", syncpoint.SIDE_FILE, message))
     return done
 
 
@@ -107,9 +114,6 @@ def _beside(directory: Path) -> Iterator[Finding]:
     if syncpoint.read_boot(directory) is None:
         message = "the next mount takes it for an unclean end and goes back to the sync point"
         yield make(Severity.NOTE, "boot-file", syncpoint.BOOT_FILE, message)
-    if not any(syncpoint.read_slots(directory)):
-        message = "neither slot is valid: a power cut now would cost what is not sealed"
-        yield damage("sync-point", syncpoint.SIDE_FILE, message)
 
 
 def _recovery(directory: Path) -> Iterator[Finding]:
@@ -161,6 +165,11 @@ def check_records(
     progress({"phase": "copying the records"})
     with reader.read() as view:
         tables = copy_out(view)
+    if META_RESTORED not in tables.meta:
+        done.is_whole = False
+        message = "its restore was not finished: the next mount starts it anew"
+        done.report.add(make(Severity.NOTE, "not-restored", "meta", message))
+        return
     progress({"phase": "judging the records"})
     done.tree, done.values = judge(tables, done.report, len(done.prefix))
     if quick:
@@ -197,9 +206,6 @@ def _newest_slot(place: Path) -> int | None:
 
 def _late(tree: TreeCheck, newest: int | None) -> Iterator[Finding]:
     """What only the head can tell."""
-    if META_RESTORED not in tree.tables.meta:
-        message = "its restore was not finished: the next mount starts it anew"
-        yield make(Severity.NOTE, "not-restored", "meta", message)
     head = tree.head
     if newest is not None and head is not None and newest > head.generation:
         message = f"it is of generation {newest}, the cache of {head.generation}"

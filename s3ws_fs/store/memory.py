@@ -14,7 +14,6 @@ import enum
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from typing import TypeVar
 
 from s3ws_fs.core.errors import (
@@ -73,7 +72,20 @@ class MemoryStore(ObjectStore):
         self.fault = fault
         self._objects: dict[str, _Object] = {}
         self._lock = threading.RLock()
-        self._versions = count(1)
+        self._version = 0
+
+    @property
+    def version(self) -> int:
+        """Raised by every change."""
+        return self._version
+
+    def fork(self) -> MemoryStore:
+        """Another store with the same objects, ETags and times; from here on they are two."""
+        with self._lock:
+            made = MemoryStore(now_ns=self._now_ns)
+            made._objects = dict(self._objects)
+            made._version = self._version
+        return made
 
     def get(
         self, key: str, offset: int = 0, length: int | None = None, *, if_match: str | None = None
@@ -157,6 +169,7 @@ class MemoryStore(ObjectStore):
             if key in self._objects:
                 self._find("delete", key, if_match)
                 del self._objects[key]
+                self._version += 1
 
         self._run("delete", key, apply)
 
@@ -226,7 +239,7 @@ class MemoryStore(ObjectStore):
             raise ConflictError(op, key, "the object to replace has changed or is gone")
 
     def _store(self, key: str, data: bytes, content_type: str, metadata: Mapping[str, str]) -> str:
-        version = next(self._versions)
+        self._version = version = self._version + 1
         etag = f"memory-{version}"
         now_ns = version * 10**9 if self._now_ns is None else self._now_ns()
         info = ObjectInfo(key, len(data), etag, now_ns, content_type, dict(metadata))

@@ -139,7 +139,7 @@ def test_after_a_reboot_the_sync_point_is_judged(tmp_path: Path) -> None:
     assert not list(left.glob("s3ws-check-*"))
     (left / SIDE_FILE).unlink()
     lost = check(left, boot_id="boot-2")
-    assert codes(lost) == ["sync-point", "recovery-due"]
+    assert codes(lost) == ["recovery-due", "sync-point"]
     assert not lost.report.ok and lost.tables is None
 
 
@@ -154,6 +154,17 @@ def test_a_restore_that_was_cut_off(tmp_path: Path) -> None:
     done = check(tmp_path / "ws")
     assert codes(done) == ["not-restored"]
     assert done.report.ok
+
+
+def test_a_first_mount_that_was_cut_off(tmp_path: Path) -> None:
+    """Whatever it had not made yet is no damage: the next mount makes it anew."""
+    with opened(tmp_path / "ws") as cache:
+        cache.clear_all()
+    for text in ("no counters", "no sync point either"):
+        done = check(tmp_path / "ws")
+        assert codes(done) == ["not-restored"], text
+        assert done.report.ok
+        os.truncate(tmp_path / "ws" / SIDE_FILE, 0)
 
 
 # --- structure

@@ -1,0 +1,68 @@
+"""Workloads that pass every failpoint: a workspace's first host, and its second.
+
+Called by the tests of crash.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+from tests.crash.rig import FINAL, HYDRATE, SYNC, Step
+from tests.support.files_model import Op
+
+
+def write(path: str, size: int, at: int = 0) -> Op:
+    """Bytes that are the same each time, and differ from those of any other write."""
+    return Op("write", path, at=at, data=random.Random(f"{path} {size} {at}").randbytes(size))
+
+
+FIRST: Final[tuple[Step, ...]] = (
+    Op("mkdir", "d"),
+    Op("create", "d/a"),
+    write("d/a", 3000),
+    Op("create", "big"),
+    write("big", 90_000),
+    SYNC,
+    Op("create", "b"),
+    write("b", 10),
+    Op("fsync", "b"),
+    Op("link", "b", "d/l"),
+    Op("setxattr", "d/a", data=b"v"),
+    Op("symlink", "s", data=b"d/a"),
+    Op("rename", "d", "e"),
+    write("big", 500, 40_000),
+    SYNC,
+    Op("truncate", "big", at=33_000),
+    Op("unlink", "b"),
+    Op("mkdir", "x"),
+    Op("append", "e/a", data=b"more"),
+    SYNC,
+    Op("rmdir", "x"),
+    Op("unlink", "big"),
+    Op("create", "x"),
+    write("x", 70_000),
+    Op("rename", "x", "big2"),
+    SYNC,
+    Op("unlink", "e/a"),
+    Op("create", "e/z"),
+    Op("fsync", "e"),
+    Op("setxattr", "e/z", data=b"w"),
+    FINAL,
+)
+"""On a fresh workspace."""
+
+SECOND: Final[tuple[Step, ...]] = (
+    Op("append", "e/l", data=b"on another host"),
+    HYDRATE,
+    Op("create", "n"),
+    write("n", 45_000),
+    write("big2", 100, 30_000),
+    SYNC,
+    Op("rename", "e", "f"),
+    Op("unlink", "s"),
+    Op("rename", "n", "big2"),
+    Op("fsync", "big2"),
+    FINAL,
+)
+"""On what FIRST left in the bucket, from a fresh cache."""
