@@ -43,6 +43,9 @@ from s3ws_fs.core.findings import Report
 from s3ws_fs.core.types import ROOT_INO
 from tests.cache.test_verify_workloads import Life
 from tests.support import caches
+from tests.support.buckets import LocalBucket
+from tests.support.crash_disk import crash_disk
+from tests.support.host import NEVER_BY_ITSELF, QUICK, Host
 from tests.support.tape import Tape
 
 IDENTITY: Final = Identity(prefix=caches.PREFIX, store="local:/somewhere")
@@ -50,6 +53,9 @@ QUOTA_BYTES: Final = 64 << 20
 LIFE_STEPS: Final = 150
 INOS_MAX: Final = 40
 """Files that a life works on: few enough that pages are freed and used again all the time."""
+
+MOUNT_IMAGES: Final = 20
+CUTS_A_DISK: Final = 5
 
 NAMES: Final = (b"a", b"b", b"\xff\\", b"n" * 255)
 OFFSETS: Final = (0, 1, 5000, 32_768, 40_000, 100_000)
@@ -403,6 +409,49 @@ def another_boot(directory: Path) -> None:
     note.write_text(json.dumps({**noted, "boot_id": "the boot before"}))
 
 
+def busy_mounts(base: Path, seed: int, mounts: int) -> Counter[str]:
+    """Mounts with a worker each, on a local bucket; every other one flushes meanwhile."""
+    from tests.crash import power_mount
+
+    counts: Counter[str] = Counter()
+    for number in range(mounts):
+        place = base / f"mount-{number}"
+        (place / "store").mkdir(parents=True)
+        settings = {**QUICK, **({} if number % 2 else NEVER_BY_ITSELF)}
+        host = Host(place / "host", LocalBucket(place / "store").env, settings=settings)
+        try:
+            power_mount.run(place, host, seed + number, MOUNT_IMAGES, counts)
+        finally:
+            host.end()
+        shutil.rmtree(place)
+    return counts
+
+
+def real_cuts(base: Path, seed: int, cuts: int) -> Counter[str]:
+    """A disk whose power is cut so many times; every other workspace flushes meanwhile."""
+    from tests.crash import power_disk
+
+    counts: Counter[str] = Counter()
+    rng = random.Random(seed)
+    while counts["cuts"] < cuts:
+        place = base / f"disk-{counts['cuts']}"
+        (place / "store").mkdir(parents=True)
+        with crash_disk(place) as disk:
+            settings = {**QUICK, **({} if counts["disks"] % 2 else NEVER_BY_ITSELF)}
+            env = LocalBucket(place / "store").env
+            host = Host(place / "host", env, settings=settings)
+            host.settings["WORKSPACE_CACHE_DIR"] = str(disk.place / "cache")
+            host.cache = disk.place / "cache"
+            try:
+                for _ in range(min(CUTS_A_DISK, cuts - counts["cuts"])):
+                    power_disk.one_cut(disk, host, rng, counts)
+            finally:
+                host.end()
+        shutil.rmtree(place)
+        counts["disks"] += 1
+    return counts
+
+
 def main() -> int:
     """The long form."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -418,6 +467,12 @@ def main() -> int:
             cuts = Cuts(Path(base), args.seed)
             cuts.run(args.images)
             print(f"{dict(cuts.counts)} in {time.monotonic() - began:.0f} s, none wrong")
+        if args.mount:
+            counts = busy_mounts(Path(base), args.seed, args.mount)
+            print(f"{dict(counts)} in {time.monotonic() - began:.0f} s, none wrong")
+        if args.cuts:
+            counts = real_cuts(Path(base), args.seed, args.cuts)
+            print(f"{dict(counts)} in {time.monotonic() - began:.0f} s, nothing lost")
     return 0
 
 

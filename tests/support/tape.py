@@ -30,16 +30,20 @@ def pages_of(raw: bytes) -> list[bytes]:
 class Tape:
     """The versions of a file's pages since its last flush."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, first: bytes | None = None) -> None:
         self._path = path
-        self._now = pages_of(path.read_bytes())
+        self._now = pages_of(path.read_bytes() if first is None else first)
         self._base = list(self._now)
         self._since: dict[int, list[bytes]] = {}
         self._mark: tuple[list[bytes], dict[int, int]] | None = None
 
     def look(self) -> None:
         """Note what is written now. To be called as often as there is something new."""
-        found = pages_of(self._path.read_bytes())
+        self.see(self._path.read_bytes())
+
+    def see(self, raw: bytes) -> None:
+        """Note what was written, read by the caller."""
+        found = pages_of(raw)
         before = self._now
         for number, page in enumerate(found):
             if number >= len(before) or page != before[number]:
