@@ -82,6 +82,7 @@ class _Process:
     stream: trio.abc.Stream
     asked: dict[int, _Asked] = field(default_factory=dict)
     dead: bool = False
+    buried: trio.Event = field(default_factory=trio.Event)
 
 
 class WorkerClient:
@@ -99,6 +100,7 @@ class WorkerClient:
         self._start = start
         self._reader_check = reader_check
         self._current: _Process | None = None
+        self._last: _Process | None = None
         self._spawn_lock = trio.Lock()
         self._write_lock = trio.Lock()
         self._next_id = 1
@@ -119,11 +121,13 @@ class WorkerClient:
         return {op: self._base[op] + self._now.get(op, 0) for op in self._base}
 
     async def close(self) -> None:
-        """End the worker: its socket closes, so it exits by itself; killed after END_GRACE_S."""
+        """End the worker: its socket closes, so it exits by itself; killed after END_GRACE_S.
+
+        When this returns, nobody here uses the cache any more, also not for one that died before.
+        """
         self._closed = True
-        current = self._current
-        if current is not None:
-            await self._bury(current)
+        if self._last is not None:
+            await self._bury(self._last)
 
     async def ask(
         self,
@@ -203,7 +207,7 @@ class WorkerClient:
         process, stream = await self._start()
         self.spawned += 1
         worker = _Process(process, stream)
-        self._current = worker
+        self._current = self._last = worker
         trio.lowlevel.spawn_system_task(self._listen, worker)
         try:
             await self._ask(worker, "hello", None, HELLO_DEADLINE_S, self.hello)
@@ -243,10 +247,17 @@ class WorkerClient:
 
     async def _bury(self, worker: _Process) -> None:
         if worker.dead:
+            await worker.buried.wait()
             return
         worker.dead = True
         if self._current is worker:
             self._current = None
+        try:
+            await self._end(worker)
+        finally:
+            worker.buried.set()
+
+    async def _end(self, worker: _Process) -> None:
         for asked in list(worker.asked.values()):
             asked.send.close()
         await worker.stream.aclose()

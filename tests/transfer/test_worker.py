@@ -23,6 +23,7 @@ from s3ws_fs.core.errors import FormatError, PermanentError, TransientError
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer import wire
 from s3ws_fs.transfer.client import WorkerClient
 from tests.transfer.conftest import PREFIX
 
@@ -65,6 +66,55 @@ async def test_it_is_spawned_on_demand_and_ends_with_us(client: WorkerClient) ->
     assert not Path(f"/proc/{pid}").exists()
     with pytest.raises(TransientError, match="shut down"):
         await client.ask("survey")
+
+
+class Dying:
+    """A worker's process that takes its time to end."""
+
+    pid = 1
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+
+    async def wait(self) -> int:
+        await self.ended.wait()
+        return 0
+
+    def kill(self) -> None:
+        self.ended.set()
+
+
+async def test_closing_waits_for_one_that_died_before() -> None:
+    """Found by the simulation: a worker died just before the end, and after the end the cache that
+    was closed by then was asked to check its readers."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    process = Dying()
+    happened: list[str] = []
+
+    async def start() -> tuple[Dying, trio.abc.Stream]:
+        return process, ours
+
+    async def close() -> None:
+        await asked.close()
+        happened.append("closed")
+
+    asked = WorkerClient({}, reader_check=lambda: happened.append("checked"), start=start)
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with pytest.raises(TransientError, match="died"):
+                await asked.ask("survey")
+
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        await theirs.send_all(wire.encode({"id": 1, "ok": {}}))
+        await trio.testing.wait_all_tasks_blocked()
+        await theirs.aclose()
+        nursery.start_soon(close)
+        await trio.testing.wait_all_tasks_blocked()
+        assert happened == []
+        process.ended.set()
+    assert happened == ["checked", "closed"]
 
 
 async def test_probe(client: WorkerClient) -> None:
