@@ -1,0 +1,452 @@
+"""Who uses a mount: random operations, each on the filesystem and on the model in one step.
+
+Invariants
+1. What is asked for is possible by the model, so it must work; save that bytes which are only in
+   the bucket may not come while something is wrong with it (EIO): then nothing was changed.
+2. An operation and its change of the model happen without the loop in between.
+3. Every byte that is read is compared with the model.
+
+Called by the modules of sim only.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from s3ws_fs.core.errors import FsError, UserError
+from s3ws_fs.core.limits import EXTENT_BYTES
+from s3ws_fs.core.types import ROOT_INO, Cred, NeedExtents
+from s3ws_fs.fs.filesystem import FileSystem
+from tests.sim.tree import Branch, Node, Wrong
+
+if TYPE_CHECKING:
+    from tests.sim.life import Life
+
+CRED: Final = Cred(uid=1000, gid=1000, umask=0o022)
+NODES_MAX: Final = 120
+FILE_BYTES_MAX: Final = 8 * EXTENT_BYTES
+NAMES: Final = (
+    b"a", b"b", b"c", b"d", b"e", b"f.txt", b"g.py", b"h", b"tmp", b"new",
+    b"\xff\xfe", b"50%41", b"back\\slash", b"%2F", b"long" * 60,
+)  # fmt: skip
+EXCUSE_S: Final = 90.0
+"""What went wrong so long ago explains an EIO: a reader's patience, and more."""
+
+
+class SimFileSystem(FileSystem):
+    """The real one; drops of orphans are told to the model."""
+
+    branch: Branch
+
+    def _drop_orphans(self, inos: list[int]) -> None:
+        def change(branch: Branch) -> None:
+            for ino in inos:
+                branch.nodes.pop(ino, None)
+
+        self.branch.maybe = change
+        before = self.cache.generation
+        super()._drop_orphans(inos)
+        self.branch.maybe = None
+        if self.cache.generation != before:
+            self.branch.generation += 1
+        change(self.branch)
+
+
+class Person:
+    """One who works on a mount, at random."""
+
+    def __init__(self, life: Life, rng: random.Random) -> None:
+        self._life = life
+        self._rng = rng
+        self._open: list[int] = []
+        self._actions: list[tuple[Callable[[], Any], int]] = [
+            (self._create, 12), (self._write, 30), (self._append, 8), (self._truncate, 5),
+            (self._unlink, 8), (self._mkdir, 5), (self._rmdir, 3), (self._rename, 10),
+            (self._exchange, 1), (self._link, 4), (self._symlink, 3), (self._fifo, 1),
+            (self._xattr, 3), (self._chmod, 3), (self._read, 15), (self._fsync, 3),
+            (self._sync, 1), (self._evict, 1), (self._hold, 1), (self._let_go, 2),
+        ]  # fmt: skip
+
+    @property
+    def _branch(self) -> Branch:
+        return self._life.branch
+
+    @property
+    def _fs(self) -> SimFileSystem:
+        return self._life.fs
+
+    async def run(self, operations: int) -> None:
+        """So many operations, in bursts."""
+        rng = self._rng
+        life = self._life
+        actions, weights = zip(*self._actions, strict=True)
+        pace_s = 1.0
+        for number in range(operations):
+            if number % 20 == 0:
+                pace_s = rng.choice([0.003, 0.003, 0.05, 0.05, 0.3, 0.3, 2.0])
+            await trio.sleep(rng.expovariate(1 / pace_s))
+            if rng.random() < 0.002:
+                await trio.sleep(rng.uniform(60, 600))
+            action = rng.choices(actions, weights)[0]
+            if len(self._branch.nodes) > NODES_MAX and rng.random() < 0.5:
+                action = rng.choice([self._unlink, self._unlink, self._rmdir])
+            life.world.operation(action.__name__, life.host.name)
+            await action()
+
+    # --- choosing ------------------------------------------------------------------------------
+
+    def _dirs(self) -> list[int]:
+        return [ino for ino, n in self._branch.nodes.items() if n.is_dir and n.nlink]
+
+    def _file(self) -> int | None:
+        files = [ino for ino, node in self._branch.nodes.items() if node.is_file]
+        return self._rng.choice(files) if files else None
+
+    def _dir(self) -> int:
+        return self._rng.choice(self._dirs())
+
+    def _entry(self, *, dirs: bool | None = None) -> tuple[int, bytes, int] | None:
+        """A name that is there: of a directory, of anything else, or of either."""
+        nodes = self._branch.nodes
+        found = [
+            (parent, name, ino)
+            for parent in self._dirs()
+            for name, ino in nodes[parent].entries.items()
+            if dirs is None or nodes[ino].is_dir == dirs
+        ]
+        return self._rng.choice(found) if found else None
+
+    def _is_below(self, ino: int, above: int) -> bool:
+        while ino != ROOT_INO:
+            if ino == above:
+                return True
+            ino = self._branch.nodes[ino].parent
+        return above == ROOT_INO
+
+    def _bytes(self) -> bytes:
+        rng = self._rng
+        kind = rng.random()
+        if kind < 0.75:
+            return rng.randbytes(rng.randrange(1, 200))
+        if kind < 0.9:
+            return rng.randbytes(rng.randrange(200, 5000))
+        if kind < 0.95:
+            return bytes(rng.randrange(1, EXTENT_BYTES))
+        return rng.randbytes(rng.choice([EXTENT_BYTES, rng.randrange(1, 3 * EXTENT_BYTES)]))
+
+    # --- doing ---------------------------------------------------------------------------------
+
+    def _do(self, call: Callable[[], Any], change: Callable[[Branch], None]) -> Any:
+        """Invariant 2. Returns what the call returned."""
+        branch = self._branch
+        branch.maybe = change
+        try:
+            result = call()
+        except FsError as exc:
+            raise Wrong(f"refused: {errno.errorcode[exc.errno]} {exc}") from exc
+        branch.maybe = None
+        if isinstance(result, NeedExtents):
+            return result
+        change(branch)
+        branch.generation += 1
+        if branch.generation != self._life.cache.generation:
+            raise Wrong(f"generation {self._life.cache.generation}, not {branch.generation}")
+        return result
+
+    async def _warm(self, attempt: Callable[[], Any]) -> None:
+        """Until it needs no cold bytes (invariant 1)."""
+        began_s = trio.current_time()
+        for _ in range(50):
+            need = attempt()
+            if not isinstance(need, NeedExtents):
+                return
+            try:
+                await self._life.replica.fetch(need)
+            except FsError as exc:
+                self._life.excuse(f"reading failed: {exc}", began_s - EXCUSE_S)
+                return
+        raise Wrong("cold again and again")
+
+    def _make(self, mode: int, call: Callable[[int, bytes], Any], data: bytes = b"") -> None:
+        parent, name = self._dir(), self._rng.choice(NAMES)
+        if name in self._branch.nodes[parent].entries:
+            return
+        ino = self._life.cache.head.next_ino
+
+        def change(branch: Branch) -> None:
+            now_ns = self._life.last_ns
+            is_dir = stat.S_ISDIR(mode)
+            branch.nodes[ino] = Node(
+                mode, 2 if is_dir else 1, now_ns, data, parent=parent if is_dir else 0
+            )
+            branch.link(parent, name, ino, now_ns)
+            if is_dir:
+                branch.count(parent, 1)
+
+        attr = self._do(lambda: call(parent, name), change)
+        if attr.ino != ino:
+            raise Wrong(f"inode {attr.ino} was given out, not {ino}")
+
+    async def _create(self) -> None:
+        self._make(stat.S_IFREG | 0o644, lambda p, n: self._fs.create(p, n, 0o644, CRED))
+
+    async def _mkdir(self) -> None:
+        self._make(stat.S_IFDIR | 0o755, lambda p, n: self._fs.mkdir(p, n, 0o755, CRED))
+
+    async def _fifo(self) -> None:
+        mode = stat.S_IFIFO | 0o600
+        self._make(mode, lambda p, n: self._fs.mknod(p, n, mode, 0, CRED))
+
+    async def _symlink(self) -> None:
+        target = self._rng.choice([b"a", b"../x", b"\xff", b"/etc/passwd"])
+        mode = stat.S_IFLNK | 0o777
+        self._make(mode, lambda p, n: self._fs.symlink(p, n, target, CRED), target)
+
+    async def _write(self) -> None:
+        ino = self._file()
+        if ino is not None:
+            size = len(self._branch.nodes[ino].data)
+            offset = self._rng.choice([0, 0, size, self._rng.randrange(size + 3 * EXTENT_BYTES)])
+            await self._write_at(ino, offset)
+
+    async def _append(self) -> None:
+        ino = self._file()
+        if ino is not None:
+            await self._write_at(ino, len(self._branch.nodes[ino].data))
+
+    async def _write_at(self, ino: int, offset: int) -> None:
+        data = self._bytes()
+        if offset + len(data) > FILE_BYTES_MAX:
+            return
+
+        def change(branch: Branch) -> None:
+            node = branch.nodes[ino]
+            old = node.data.ljust(offset, b"\0")
+            new = old[:offset] + data + old[offset + len(data) :]
+            branch.nodes[ino] = replace(node, data=new, mtime_ns=self._life.last_ns)
+
+        def attempt() -> Any:
+            if ino in self._branch.nodes:
+                return self._do(lambda: self._fs.write(ino, offset, data), change)
+            return None
+
+        await self._warm(attempt)
+
+    async def _truncate(self) -> None:
+        ino = self._file()
+        if ino is None:
+            return
+        size = self._rng.choice([0, self._rng.randrange(FILE_BYTES_MAX), EXTENT_BYTES, 1])
+
+        def change(branch: Branch) -> None:
+            node = branch.nodes[ino]
+            data = node.data[:size].ljust(size, b"\0")
+            branch.nodes[ino] = replace(node, data=data, mtime_ns=self._life.last_ns)
+
+        def attempt() -> Any:
+            if ino in self._branch.nodes:
+                return self._do(lambda: self._fs.setattr(ino, size=size), change)
+            return None
+
+        await self._warm(attempt)
+
+    async def _unlink(self) -> None:
+        entry = self._entry(dirs=False)
+        if entry is None:
+            return
+        parent, name, ino = entry
+
+        def change(branch: Branch) -> None:
+            branch.unlink(parent, name, self._life.last_ns)
+            branch.count(ino, -1)
+
+        self._do(lambda: self._fs.unlink(parent, name), change)
+        self._forget(ino)
+
+    def _forget(self, ino: int) -> None:
+        """The kernel lets go of what nobody has open."""
+        node = self._branch.nodes.get(ino)
+        if node is not None and node.nlink == 0:
+            self._fs.forget(ino)
+
+    async def _rmdir(self) -> None:
+        nodes = self._branch.nodes
+        empty = [
+            (parent, name, ino)
+            for parent in self._dirs()
+            for name, ino in nodes[parent].entries.items()
+            if nodes[ino].is_dir and not nodes[ino].entries
+        ]
+        if not empty:
+            return
+        parent, name, ino = self._rng.choice(empty)
+
+        def change(branch: Branch) -> None:
+            branch.unlink(parent, name, self._life.last_ns)
+            branch.count(parent, -1)
+            branch.count(ino, -2)
+
+        self._do(lambda: self._fs.rmdir(parent, name), change)
+        self._forget(ino)
+
+    async def _rename(self) -> None:
+        entry = self._entry()
+        if entry is None:
+            return
+        parent, name, ino = entry
+        new_parent, new_name = self._dir(), self._rng.choice(NAMES)
+        nodes = self._branch.nodes
+        node, old_ino = nodes[ino], nodes[new_parent].entries.get(new_name)
+        old = None if old_ino is None else nodes[old_ino]
+        if old_ino == ino or (node.is_dir and self._is_below(new_parent, ino)):
+            return
+        if old is not None and (old.is_dir != node.is_dir or old.entries):
+            return
+
+        def change(branch: Branch) -> None:
+            now_ns = self._life.last_ns
+            if old_ino is not None and old is not None:
+                branch.count(old_ino, -2 if old.is_dir else -1)
+                if old.is_dir:
+                    branch.count(new_parent, -1)
+            branch.unlink(parent, name, now_ns)
+            branch.link(new_parent, new_name, ino, now_ns)
+            self._moved(branch, ino, parent, new_parent)
+
+        self._do(lambda: self._fs.rename(parent, name, new_parent, new_name, 0), change)
+        if old_ino is not None:
+            self._forget(old_ino)
+
+    @staticmethod
+    def _moved(branch: Branch, ino: int, parent: int, new_parent: int) -> None:
+        if branch.nodes[ino].is_dir and parent != new_parent:
+            branch.count(parent, -1)
+            branch.count(new_parent, 1)
+            branch.nodes[ino] = replace(branch.nodes[ino], parent=new_parent)
+
+    async def _exchange(self) -> None:
+        one, two = self._entry(), self._entry()
+        if one is None or two is None or one[2] == two[2]:
+            return
+        (parent, name, ino), (new_parent, new_name, new_ino) = one, two
+        nodes = self._branch.nodes
+        if nodes[ino].is_dir and self._is_below(new_parent, ino):
+            return
+        if nodes[new_ino].is_dir and self._is_below(parent, new_ino):
+            return
+
+        def change(branch: Branch) -> None:
+            branch.link(parent, name, new_ino, self._life.last_ns)
+            branch.link(new_parent, new_name, ino, self._life.last_ns)
+            self._moved(branch, ino, parent, new_parent)
+            self._moved(branch, new_ino, new_parent, parent)
+
+        self._do(lambda: self._fs.rename(parent, name, new_parent, new_name, 2), change)
+
+    async def _link(self) -> None:
+        entry = self._entry(dirs=False)
+        parent, name = self._dir(), self._rng.choice(NAMES)
+        if entry is None or name in self._branch.nodes[parent].entries:
+            return
+        ino = entry[2]
+
+        def change(branch: Branch) -> None:
+            branch.link(parent, name, ino, self._life.last_ns)
+            branch.count(ino, 1)
+
+        self._do(lambda: self._fs.link(ino, parent, name), change)
+
+    async def _xattr(self) -> None:
+        ino = self._rng.choice(list(self._branch.nodes))
+        name = self._rng.choice([b"user.a", b"user.b"])
+        value = self._rng.randbytes(self._rng.randrange(40))
+        there = dict(self._branch.nodes[ino].xattrs)
+        if there.get(name) == value:
+            return
+        if name in there and self._rng.random() < 0.5:
+            del there[name]
+            call: Callable[[], Any] = lambda: self._fs.removexattr(ino, name)  # noqa: E731
+        else:
+            there[name] = value
+            call = lambda: self._fs.setxattr(ino, name, value)  # noqa: E731
+        wanted = tuple(sorted(there.items()))
+
+        def change(branch: Branch) -> None:
+            branch.nodes[ino] = replace(branch.nodes[ino], xattrs=wanted)
+
+        self._do(call, change)
+
+    async def _chmod(self) -> None:
+        ino = self._rng.choice(list(self._branch.nodes))
+        node = self._branch.nodes[ino]
+        if stat.S_ISLNK(node.mode):
+            return
+        bits = self._rng.choice([0o600, 0o644, 0o755, 0o700])
+        mode = stat.S_IFMT(node.mode) | bits
+
+        def change(branch: Branch) -> None:
+            branch.nodes[ino] = replace(branch.nodes[ino], mode=mode)
+
+        self._do(lambda: self._fs.setattr(ino, mode=bits), change)
+
+    async def _read(self) -> None:
+        ino = self._file()
+        if ino is None:
+            return
+        offset = self._rng.choice([0, self._rng.randrange(FILE_BYTES_MAX)])
+        length = self._rng.choice([100, EXTENT_BYTES, FILE_BYTES_MAX])
+
+        def attempt() -> Any:
+            node = self._branch.nodes.get(ino)
+            if node is None:
+                return None
+            got = self._fs.read(ino, offset, length)
+            if not isinstance(got, NeedExtents) and got != node.data[offset : offset + length]:
+                raise Wrong(f"inode {ino}: wrong bytes at {offset}")
+            return got
+
+        await self._warm(attempt)
+
+    # --- other than files ----------------------------------------------------------------------
+
+    async def _fsync(self) -> None:
+        generation = self._life.cache.generation
+        await self._life.durability.ensure()
+        host = self._life.host
+        host.fsynced = max(host.fsynced, generation)
+
+    async def _sync(self) -> None:
+        """s3ws sync."""
+        began_s = trio.current_time()
+        wanted = self._life.cache.generation
+        try:
+            done = await self._life.replica.sync(lambda _: None)
+        except UserError as exc:
+            self._life.sync_failed(exc, began_s - EXCUSE_S)
+            return
+        if done["sealed"] < wanted or self._life.world.newest_of(self._life.host) < wanted:
+            raise Wrong(f"sync said that {wanted} is sealed: {done}")
+
+    async def _evict(self) -> None:
+        """As when room is short: clean bytes go."""
+        self._life.cache.put_json("hydrated", False)
+        self._life.cache.evict()
+
+    async def _hold(self) -> None:
+        ino = self._file()
+        if ino is not None and self._branch.nodes[ino].nlink:
+            self._fs.open(ino)
+            self._open.append(ino)
+
+    async def _let_go(self) -> None:
+        if self._open:
+            ino = self._open.pop(0)
+            self._fs.release(ino)
+            self._forget(ino)

@@ -1,0 +1,136 @@
+"""When everything is in step: cache, bucket and mirror against the model, and the audit.
+
+Invariants
+1. Nothing is written here; whatever is pending is a fault, since it had all the time it wanted.
+
+Called by world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from s3ws_fs.cache.checking import Checked, check_records
+from s3ws_fs.core.content import time_text
+from s3ws_fs.core.errors import UserError
+from s3ws_fs.core.findings import Report
+from s3ws_fs.core.layout import FILES_PREFIX, mirror_path
+from s3ws_fs.replica.hydrate import scan_cold
+from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer.audit import audit
+from s3ws_fs.transfer.audit_places import LocalSide
+from tests.sim.tree import Nodes, Wrong, paths
+
+if TYPE_CHECKING:
+    from tests.sim.life import Life
+    from tests.sim.world import World
+
+TRIES_MAX: Final = 20
+HYDRATION_S_MAX: Final = 900.0
+NOTED: Final = frozenset({"garbage"})
+"""Findings that are no fault: it goes with a later checkpoint."""
+
+
+class _Inline(Executor):
+    """Does it at once."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as exc:
+            future.set_exception(exc)
+        return future
+
+
+async def settle(world: World, life: Life) -> None:
+    """Wait until all is in step, and look. Raises Wrong."""
+    for _ in range(TRIES_MAX):
+        try:
+            await life.replica.sync(lambda _: None)
+        except UserError as exc:
+            if world.may_be_fenced(life.host):
+                return
+            life.excuse(f"sync failed: {exc}", trio.current_time() - 300)
+            await trio.sleep(30)
+            continue
+        break
+    else:
+        raise Wrong("sync fails and fails in fair weather")
+    with trio.move_on_after(HYDRATION_S_MAX) as scope:
+        await life.hydrated.wait()
+    if scope.cancelled_caught:
+        raise Wrong(f"hydration does not end: {life.replica.status()['hydration']}")
+    # What was dropped meanwhile.
+    await life.replica.sync(lambda _: None)
+    check(world, life)
+
+
+def check(world: World, life: Life) -> None:
+    """Everything against everything."""
+    cache, nodes = life.cache, life.branch.nodes
+    newest = world.newest
+    if newest is None or newest.generation != cache.generation:
+        raise Wrong(f"head is {cache.generation}, sealed {newest and newest.generation}")
+    with cache.read() as view:
+        if view.dirty_count():
+            raise Wrong(f"dirt after a sync: {list(view.dirty())[:3]}")
+        if view.mtodo_count():
+            raise Wrong(f"the mirror is behind after a sync: {list(view.mtodo())[:3]}")
+    _check_cold(life)
+    _check_mirror(world, nodes)
+    _check_audit(world, life)
+
+
+def _check_cold(life: Life) -> None:
+    hydration = life.replica.status()["hydration"]
+    if life.cache.has_evicted or hydration["damaged"]:
+        return
+    resume: bytes | None = b""
+    while resume is not None:
+        found, resume = scan_cold(life.cache, resume, 1000)
+        if found:
+            raise Wrong(f"hydrated, but {found[0]} is cold: {hydration}")
+
+
+def _check_mirror(world: World, nodes: Nodes) -> None:
+    prefix = world.prefix
+    objects = world.bucket._objects
+    standing = {key for key in objects if key.startswith(prefix + FILES_PREFIX)}
+    for path, ino in paths(nodes):
+        node = nodes[ino]
+        text, _ = mirror_path(path, len(prefix))
+        if node.is_dir or not text:
+            continue
+        key = f"{prefix}{FILES_PREFIX}{text}"
+        found = objects.get(key)
+        if found is None:
+            raise Wrong(f"{path!r} is not in the mirror")
+        standing.discard(key)
+        if found.data != (b"" if node.is_special else node.data):
+            raise Wrong(f"{path!r} has other bytes in the mirror")
+        said = {name: found.info.metadata.get(name) for name in ("mode", "mtime")}
+        if said != {"mode": str(node.mode), "mtime": time_text(node.mtime_ns)}:
+            raise Wrong(f"{path!r} has {said} in the mirror, not {node.mode} {node.mtime_ns}")
+    if standing:
+        raise Wrong(f"the mirror shows what is not there: {sorted(standing)[:5]}")
+
+
+def _check_audit(world: World, life: Life) -> None:
+    done = Checked(Report(), prefix=world.prefix)
+    check_records(life.cache, done, lambda _: None)
+    _no_findings("the cache", done.report)
+    assert done.tables is not None and done.values is not None
+    local = LocalSide(life.cache, done.tables, done.values)
+    store = ScopedStore(world.bucket, world.prefix)
+    _no_findings("the bucket", audit(store, _Inline(), lambda _: None, local=local).report)
+
+
+def _no_findings(what: str, report: Report) -> None:
+    found = [f"{f.code} {f.where}: {f.message}" for f in report.findings if f.code not in NOTED]
+    if found:
+        raise Wrong(f"{what} is not clean: " + "; ".join(found[:5]))

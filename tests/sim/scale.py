@@ -1,0 +1,67 @@
+"""The program's limits, so small that small workspaces reach them all.
+
+A workspace of a hundred files would never make a blob, a second page or a checkpoint. What holds
+does not depend on these numbers; what happens at them is where mistakes are.
+
+Called by world.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from s3ws_fs.replica import flusher, hydrate, restore
+from s3ws_fs.transfer import ahead, fetch, freeze, journaling, mirror, objects, reconcile, worker
+
+SMALL: Final[tuple[tuple[ModuleType, str, int], ...]] = (
+    (freeze, "SEGMENT_INLINE_BYTES_MAX", 64 << 10),
+    (freeze, "BLOB_BYTES_MAX", 100_000),
+    (freeze, "BLOB_FILE_BYTES_MIN", 40_000),
+    (freeze, "WHOLE_FILE_BLOB_BYTES_MAX", 150_000),
+    (flusher, "CHECKPOINT_EVERY_SEGMENTS", 6),
+    (flusher, "RECORD_BATCH", 7),
+    (journaling, "GC_GRACE_S", 300),
+    (journaling, "WHOLE_GET_BYTES_MAX", 20_000),
+    (mirror, "RESULTS_BATCH", 3),
+    (mirror, "SUBMIT_WINDOW", 6),
+    (objects, "MEMORY_BODY_BYTES_MAX", 50_000),
+    (reconcile, "PAGE", 5),
+    (hydrate, "SCAN_KEYS", 20),
+    (hydrate, "PIECE_EXTENTS", 4),
+    (hydrate, "READ_AHEAD_EXTENTS", 5),
+    (restore, "BATCH_RECORDS", 10),
+    (worker, "LIST_BATCH", 5),
+    (fetch, "GAP_BYTES_MAX", 1000),
+)
+"""Module, limit, its value in a run."""
+SHORT_SPOOL_CHANCE: Final = 0.2
+"""Of runs, so many have hardly any room to spool."""
+SHORT_SPOOL_BYTES: Final = 60_000
+
+
+@contextlib.contextmanager
+def small_limits(seed: int) -> Iterator[None]:
+    """Within the block, and for this seed."""
+    is_short = random.Random(f"{seed} spool").random() < SHORT_SPOOL_CHANCE
+
+    def room_bytes(_: Path) -> int:
+        return SHORT_SPOOL_BYTES if is_short else 1 << 30
+
+    values: list[tuple[ModuleType, str, Any]] = [
+        *SMALL,
+        (ahead, "spool_room_bytes", room_bytes),
+        (objects, "spool_room_bytes", room_bytes),
+    ]
+    before = [(module, name, getattr(module, name)) for module, name, _ in values]
+    for module, name, value in values:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)

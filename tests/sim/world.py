@@ -1,0 +1,323 @@
+"""One run: hosts, a store, the weather, and what everybody must agree on. One seed is one run.
+
+Invariants
+1. Everything that is random comes from the seed, and all time is simulated: the same seed, with the
+   same number of operations, is the same run to the last request (`digest`).
+2. What is sealed is noted at the moment its segment stands (`newest`), from the model of the host
+   that froze it.
+
+Called by the command (`python -m tests.sim`) and the tests of sim.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+import trio.testing
+
+from s3ws_fs.core import failpoints, journal
+from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
+from s3ws_fs.core.errors import ExitCode, StoreError
+from tests.sim import quiet, strands
+from tests.sim.bucket import Bucket
+from tests.sim.hosts import Host, Killed
+from tests.sim.life import ENDS, LOSS, POWER, UNMOUNT, Life, Plan, Refused, only
+from tests.sim.scale import small_limits
+from tests.sim.tree import Nodes, Wrong, without_orphans
+from tests.sim.weather import Weather
+from tests.support.faulty_store import FaultyStore
+
+EPOCH_NS: Final = 1_700_000_000 * 10**9
+TICK_NS: Final = 4_000_000
+"""What the kernel's coarse clock steps by."""
+FLUSHES_KEPT: Final = 64
+REQUESTS_KEPT: Final = 5000
+LIFE_OPERATIONS: Final = (20, 400)
+RETRY_MOUNT_S: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A state that was frozen, or that is sealed."""
+
+    host: Host
+    generation: int
+    nodes: Nodes
+    number: int = 0
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, seed: int, operations: int, base: Path) -> None:
+        self.seed = seed
+        self.base = base
+        self._left = operations
+        self.rng = random.Random(f"{seed} world")
+        self.ids = random.Random(f"{seed} ids")
+        self.clock = trio.testing.MockClock(autojump_threshold=0)
+        self.weather = Weather(random.Random(f"{seed} weather"), self.now_s)
+        self.counts: Counter[str] = Counter()
+        self._hash = hashlib.sha256()
+        self.trace: list[str] | None = None
+        self.lives = 0
+        self.oldest_s = 0.0
+        self.nursery: trio.Nursery
+        self._hosts = 0
+        self._pid = 0
+        self._flushes: dict[str, Frozen] = {}
+        self.newest: Frozen | None = None
+        self._late: list[Callable[[], object]] = []
+        prefix = self._workspace.prefix
+        self.bucket = Bucket(self.coarse_ns, prefix, self._sealed)
+        self.faulty = FaultyStore(self.bucket, self.weather.choose)
+        self.on_life: Callable[[Life], None] = lambda _: None
+        """Told of each life when its parts are there: for bugs put in on purpose."""
+        self.allow_unconditional = False
+
+    # --- what others ask -----------------------------------------------------------------------
+
+    @property
+    def _workspace(self) -> WorkspaceId:
+        return WorkspaceId("u", "sim")
+
+    @property
+    def prefix(self) -> str:
+        """Of the workspace, in the bucket."""
+        return self._workspace.prefix
+
+    def config(self, host: Host) -> MountConfig:
+        """What a mount on this host is configured to."""
+        return MountConfig(
+            mountpoint="/mnt",
+            workspace=self._workspace,
+            store=StoreConfig(
+                type="local", path="/bucket", allow_unconditional=self.allow_unconditional
+            ),
+            cache_dir=str(host.base),
+            runtime_dir="/run",
+            max_size_bytes=64 << 20,
+        )
+
+    def now_s(self) -> float:
+        """Simulated time; also within a strand."""
+        return self.clock.current_time()
+
+    def coarse_ns(self) -> int:
+        """Time of day, as everybody has it."""
+        now_ns = EPOCH_NS + int(self.now_s() * 1e9)
+        return now_ns - now_ns % TICK_NS
+
+    def next_pid(self) -> int:
+        self._pid += 1
+        return self._pid
+
+    def count(self, what: str) -> None:
+        self.counts[what] += 1
+
+    def note(self, *what: Any) -> None:
+        """An event, for the digest."""
+        line = f"{self.now_s():.6f} " + " ".join(map(str, what))
+        self._hash.update(line.encode())
+        if self.trace is not None:
+            self.trace.append(line)
+        self.counts["events"] += 1
+
+    @property
+    def digest(self) -> str:
+        """Of all events so far."""
+        return self._hash.hexdigest()[:32]
+
+    def operation(self, name: str, host: str) -> None:
+        """A person does something."""
+        self.counts["operations"] += 1
+        self.counts[name.lstrip("_")] += 1
+        self.note("operation", host, name)
+
+    # --- sealing -------------------------------------------------------------------------------
+
+    def frozen(self, host: Host, flush_id: str, generation: int) -> None:
+        """A freeze was made: what it holds is what the model holds now."""
+        branch = host.branch
+        assert branch is not None
+        if branch.generation != generation:
+            raise Wrong(f"frozen at {generation}, the model is at {branch.generation}")
+        self._flushes[flush_id] = Frozen(host, generation, without_orphans(branch.nodes))
+        while len(self._flushes) > FLUSHES_KEPT:
+            del self._flushes[next(iter(self._flushes))]
+
+    def _sealed(self, header: journal.Header) -> None:
+        flush = self._flushes[header.flush_id]
+        before = 0 if self.newest is None else self.newest.number
+        if header.number != before + 1:
+            raise Wrong(f"segment {header.number} was put after {before}")
+        cache = flush.host.cache
+        if cache is not None and cache.points.durable_generation < flush.generation:
+            durable = cache.points.durable_generation
+            raise Wrong(f"sealed {flush.generation}, but a sync point covers {durable} only")
+        self.newest = Frozen(flush.host, flush.generation, flush.nodes, header.number)
+        if cache is not None:
+            flush.host.fsynced = max(flush.host.fsynced, flush.generation)
+        self.count("seals")
+        self.note("sealed", flush.host.name, header.number, flush.generation)
+
+    def newest_of(self, host: Host) -> int:
+        """Generation of what is sealed."""
+        return 0 if self.newest is None else self.newest.generation
+
+    def may_be_fenced(self, host: Host) -> bool:
+        """Whether somebody else was the last to seal."""
+        return self.newest is not None and self.newest.host is not host
+
+    def apply_late(self, apply: Callable[[], object]) -> None:
+        """A request of a process that died arrives all the same."""
+        self._late.append(apply)
+
+    def release_late(self) -> None:
+        """A process is dead: what it had under way comes when it comes."""
+        late, self._late = self._late, []
+        for apply in late:
+            self.nursery.start_soon(self._apply, apply)
+
+    async def _apply(self, apply: Callable[[], object]) -> None:
+        await trio.sleep(self.rng.uniform(0, 20))
+        self.count("applied late")
+        with contextlib.suppress(StoreError):
+            apply()
+
+    # --- the run -------------------------------------------------------------------------------
+
+    def new_host(self) -> Host:
+        self._hosts += 1
+        return Host(self, self._hosts, self.base)
+
+    async def run(self) -> None:
+        """All of it. Raises Wrong."""
+        async with trio.open_nursery() as self.nursery:
+            self.nursery.start_soon(self.weather.run)
+            host = self.new_host()
+            while self._left > 0:
+                host = await self._life(host, self._plan())
+            self.weather.stays_fair = True
+            self.weather.clear()
+            await self._life(host, Plan(0, UNMOUNT, settles=True))
+            self.nursery.cancel_scope.cancel()
+
+    def _plan(self) -> Plan:
+        rng = self.rng
+        operations = min(self._left, rng.randrange(*LIFE_OPERATIONS))
+        self._left -= operations
+        dies_at = rng.randrange(1, 2000) if rng.random() < 0.3 else 0
+        return Plan(operations, rng.choice(ENDS), rng.random() < 0.3, dies_at)
+
+    async def _life(self, host: Host, plan: Plan) -> Host:
+        """One life; returns who goes on."""
+        self.lives += 1
+        self.count(f"end {plan.end}")
+        while True:
+            life = Life(self, host, plan)
+            before = self.counts["operations"]
+            try:
+                with self._armed(life):
+                    await life.run()
+            except Refused as exc:
+                if exc.code == ExitCode.FENCED:
+                    self.count("caches given up")
+                    return self._another(host)
+                await trio.sleep(RETRY_MOUNT_S)
+                continue
+            if plan.dies_at and host.is_gone and self.counts["operations"] == before:
+                # It died before anybody came: that was none.
+                plan = Plan(plan.operations, plan.end, plan.settles)
+                continue
+            break
+        if plan.end == LOSS:
+            return self._another(host)
+        return host
+
+    def _another(self, host: Host) -> Host:
+        shutil.rmtree(host.base)
+        return self.new_host()
+
+    @contextlib.contextmanager
+    def _armed(self, life: Life) -> Iterator[None]:
+        """Have daemon or worker die at a failpoint."""
+        left = life.plan.dies_at
+
+        def hook(point: str) -> None:
+            nonlocal left
+            strand = strands.current()
+            if strand is None and life.host.is_gone:
+                raise Killed
+            if life.host.cache is None or life.host.is_gone:
+                return
+            if point == failpoints.SYNC_FLUSHED:
+                life.host.flushed()
+            left -= 1
+            if left != 0:
+                return
+            self.note("dies at", point)
+            self.counts[f"died at {point}"] += 1
+            if strand is not None:
+                strands.wait(life.host.process_dies)
+                raise strands.Died
+            if life.plan.end == POWER:
+                life.host.cut_power()
+            else:
+                life.host.die()
+            raise Killed
+
+        failpoints.hook = hook
+        try:
+            yield
+        finally:
+            failpoints.hook = None
+
+    async def settle(self, life: Life) -> None:
+        """Fair weather until everything is in step; then everything is looked at."""
+        self.weather.stays_fair = True
+        self.weather.clear()
+        await quiet.settle(self, life)
+        self.count("settled")
+        self.weather.stays_fair = False
+
+
+def simulate(
+    seed: int, operations: int, prepare: Callable[[World], None] = lambda _: None
+) -> World:
+    """A whole run. Raises Wrong; what was counted is in the World."""
+    base = Path(tempfile.mkdtemp(prefix="s3ws-sim-", dir="/dev/shm"))
+    try:
+        with _repeatable(seed), small_limits(seed):
+            world = World(seed, operations, base)
+            prepare(world)
+            trio.run(world.run, clock=world.clock)
+        return world
+    except BaseExceptionGroup as group:
+        raise only(group) from group
+    finally:
+        strands.end_threads()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _repeatable(seed: int) -> Iterator[None]:
+    """Trio chooses at random who runs first: by the seed, as its plugin for hypothesis has it."""
+    run = trio._core._run
+    before = run._ALLOW_DETERMINISTIC_SCHEDULING
+    run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    run._r.seed(seed)
+    try:
+        yield
+    finally:
+        run._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]
