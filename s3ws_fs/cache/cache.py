@@ -226,12 +226,16 @@ class Cache(Bookkeeping):
         return covered
 
     def sync_point(self) -> None:
-        """Make a sync point here and now, blocking: for opening and closing only."""
+        """Make a sync point here and now: for opening and closing only. Raises FsError."""
         pending = self.points.begin(self.generation)
         try:
             self.points.write(pending)
-        except BaseException:
+        except BaseException as exc:
             self.points.abandon(pending)
+            if isinstance(exc, lmdb.Error):
+                raise self.failed(exc) from exc
+            if isinstance(exc, OSError):
+                raise FsError(exc.errno or errno.EIO, f"sync point failed: {exc}") from exc
             raise
         self.points.finish(pending)
 
@@ -262,20 +266,35 @@ class Cache(Bookkeeping):
         return self.env.reader_check()
 
     def close(self) -> None:
-        """Close cleanly: everything synced, the mark set, the lock released. Idempotent."""
+        """Close cleanly: everything synced, the mark set, the lock released. Idempotent.
+
+        Raises FsError when the last sync point failed: then all is closed too, without the mark.
+        """
         if self._closed:
             return
         self._closed = True
         failpoints.hit(failpoints.CLOSE_BEFORE)
-        self.sync_point()
-        self.points.close()
-        self.env.close()
+        failed: FsError | None = None
+        try:
+            self.sync_point()
+        except FsError as exc:
+            failed = exc
+        self.let_go()
         failpoints.hit(failpoints.CLOSE_SYNCED)
-        # On a full disk it can't be noted. The sync point just made vouches for everything.
-        with contextlib.suppress(OSError):
-            syncpoint.note_boot(self.directory, self._boot_id, clean=True)
+        if failed is None:
+            # On a full disk it can't be noted. The sync point just made vouches for everything.
+            with contextlib.suppress(OSError):
+                syncpoint.note_boot(self.directory, self._boot_id, clean=True)
         failpoints.hit(failpoints.CLOSE_AFTER)
         os.close(self._lock_fd)
+        if failed is not None:
+            raise failed
+
+    def let_go(self) -> None:
+        """Close the database as the end of a killed process does: no sync point, no mark."""
+        self._closed = True
+        self.points.close()
+        self.env.close()
 
     def __enter__(self) -> Self:
         return self
@@ -312,16 +331,22 @@ def open_cache(
         failpoints.hit(failpoints.OPEN_NOTED)
         try:
             env = open_env(data_dir, map_size=map_bytes(quota_bytes), readonly=False)
-            cache = Cache(
-                directory, env, now_ns=now_ns, boot_id=boot, lock_fd=lock_fd, recovered=recovered
-            )
-            cache.sync_point()
-            if recovered.how in (recovery.FRESH, recovery.QUARANTINED):
-                recovery.make_durable(directory)
-        except (lmdb.Error, FormatError, FsError) as exc:
-            error = engine_error(exc, directory) if isinstance(exc, lmdb.Error) else exc
-            if isinstance(error, FsError) and error.errno == errno.ENOSPC:
-                raise error from exc
+            with contextlib.ExitStack() as undo:
+                undo.callback(env.close)
+                cache = Cache(
+                    directory, env, now_ns=now_ns, boot_id=boot, lock_fd=lock_fd,
+                    recovered=recovered,
+                )  # fmt: skip
+                undo.callback(cache.let_go)
+                cache.sync_point()
+                if recovered.how in (recovery.FRESH, recovery.QUARANTINED):
+                    recovery.make_durable(directory)
+                undo.pop_all()
+        except (lmdb.Error, FormatError) as exc:
+            if isinstance(exc, lmdb.Error):
+                error = engine_error(exc, directory)
+                if error.errno == errno.ENOSPC:
+                    raise error from exc
             raise CacheError(
                 f"the cache in {directory} is damaged: {exc}",
                 remedy="Move that directory away and mount again: the workspace is rebuilt from "
@@ -329,18 +354,24 @@ def open_cache(
             ) from exc
     except BaseException as exc:
         os.close(lock_fd)
-        if isinstance(exc, OSError | FsError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise full_disk_error(directory, exc) from exc
+        if isinstance(exc, OSError | FsError):
+            raise disk_error(directory, exc) from exc
         raise
     failpoints.hit(failpoints.OPEN_AFTER)
     return cache
 
 
-def full_disk_error(directory: Path, exc: Exception) -> CacheError:
-    """What a person reads when there is no room to open a cache, or to fill it."""
+def disk_error(directory: Path, exc: OSError | FsError) -> CacheError:
+    """What a person reads when a cache can't be opened, or filled, for its disk's sake."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CacheError(
+            f"there is no room for the cache in {directory}: {exc}",
+            remedy="Make room on that disk and mount again; nothing was lost.",
+        )
     return CacheError(
-        f"there is no room for the cache in {directory}: {exc}",
-        remedy="Make room on that disk and mount again; nothing was lost.",
+        f"the disk of the cache in {directory} refuses: {exc}",
+        remedy="Look at that disk and at the directory's rights, then mount again. Nothing was "
+        "changed in the bucket; keep the directory: what was not sealed is only there.",
     )
 
 

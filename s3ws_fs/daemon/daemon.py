@@ -33,7 +33,7 @@ from typing import Any, Final
 import trio
 
 from s3ws_fs import __version__
-from s3ws_fs.cache.cache import Cache, full_disk_error, open_cache
+from s3ws_fs.cache.cache import Cache, disk_error, open_cache
 from s3ws_fs.control import logfile, registry, server
 from s3ws_fs.core.clock import CLOCK_REALTIME_COARSE, Clock
 from s3ws_fs.core.config import MountConfig
@@ -129,7 +129,7 @@ class Daemon:
             raise
         finally:
             self.parts = None
-            cache.close()
+            _close(cache)
         if outcome.exit_code is ExitCode.OK:
             registry.remove(config.runtime_dir, config.mountpoint, pid=info.pid)
         return outcome
@@ -207,7 +207,7 @@ class Daemon:
         try:
             await parts.replica.prepare(self.progress)
         except FsError as exc:
-            raise full_disk_error(parts.cache.directory, exc) from exc
+            raise disk_error(parts.cache.directory, exc) from exc
 
     async def _serve(self, parts: Parts) -> None:
         config = self.config
@@ -348,6 +348,14 @@ class Daemon:
         while self._log_path is not None:
             logfile.cap(sys.stderr.fileno(), self._log_path)
             await trio.sleep(LOG_CAP_INTERVAL_S)
+
+
+def _close(cache: Cache) -> None:
+    """Whatever its disk says now: the outcome already says what is in the bucket."""
+    try:
+        cache.close()
+    except FsError as exc:
+        log.error("the cache was not closed cleanly: %s", exc)
 
 
 async def _keep_running(name: str, service: Callable[[], Awaitable[None]]) -> None:

@@ -224,7 +224,6 @@ def freeze(
     try:
         with reader.read() as view:
             frozen = _freeze(view, directory, ask, segment, placer, ahead)
-        failpoints.hit(failpoints.FREEZE_AFTER)
         return frozen
     finally:
         if frozen is None or frozen.segment is None:

@@ -33,6 +33,7 @@ from typing import Any, Final
 
 from s3ws_fs.cache.headroom import give_reserve
 from s3ws_fs.cache.reader import open_reader
+from s3ws_fs.core import failpoints
 from s3ws_fs.core.config import StoreConfig
 from s3ws_fs.core.errors import (
     ExitCode,
@@ -258,6 +259,7 @@ class Worker:
             self.reader, self._spool, request, ahead.known, randbits=self._means.randbits
         )
         self._frozen = frozen
+        failpoints.hit(failpoints.FREEZE_AFTER)
         self._workspace = ask["freeze"]["workspace"]
         header = frozen.header
         plan = frozen.todo.plan

@@ -39,6 +39,15 @@ def dirty(cache: Cache) -> dict[tuple[int, bytes], tuple[int, int]]:
         return {(table, key): (gen, first) for table, key, gen, first in view.dirty()}
 
 
+def failing(number: int) -> Callable[[int], None]:
+    """A system call on a descriptor that fails."""
+
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
 def test_one_change_is_one_generation(cache: Cache) -> None:
     before = cache.generation
     put(cache, make_inode())
@@ -323,3 +332,45 @@ def test_a_full_disk_is_no_input_output_error(tmp_path: Path, opener: Opener) ->
                 assert view.extent(2, 0) is not None
     finally:
         subprocess.run(["umount", directory], check=True)
+
+
+def test_a_disk_that_fails_at_the_end(
+    opener: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said, everything is closed, and the next opening finds all of it."""
+    cache = opener()
+    put(cache, make_inode())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing(errno.EIO))
+        with pytest.raises(FsError) as caught:
+            cache.close()
+    assert caught.value.errno == errno.EIO
+    cache.close()
+    with opener() as again:
+        assert again.generation == cache.generation
+        assert again.recovery == "kept"
+
+
+@pytest.mark.parametrize(
+    ("number", "says"), [(errno.EIO, "refuses"), (errno.ENOSPC, "no room")], ids=["eio", "enospc"]
+)
+def test_a_disk_that_fails_at_the_beginning(
+    opener: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch, number: int, says: str
+) -> None:
+    """A person is told, nothing stays open, and it opens when the disk is well again."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing(number))
+        with pytest.raises(CacheError, match=says):
+            opener()
+    with opener() as cache:
+        assert cache.generation == 0
+
+
+def test_a_restore_whose_disk_fails_says_so(
+    opener: Callable[..., Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opener() as cache, monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing(errno.EIO))
+        with pytest.raises(FsError):
+            cache.set_restore_complete()
+        patch.undo()

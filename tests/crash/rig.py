@@ -19,6 +19,7 @@ Called by test_every_point, ace, and the negative controls.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -36,6 +37,7 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.core import failpoints
 from s3ws_fs.core.config import MountConfig
+from s3ws_fs.core.errors import FsError, UserError
 from s3ws_fs.core.findings import Report, Severity
 from s3ws_fs.core.layout import FILES_PREFIX
 from s3ws_fs.core.types import NeedExtents
@@ -65,6 +67,12 @@ Step = Op | str
 DATA: Final = Path(DATA_DIR) / DATA_FILE
 FILES: Final = (DATA, Path(syncpoint.SIDE_FILE), Path(syncpoint.BOOT_FILE), Path("identity.json"))
 FINE: Final = (Severity.NOTE, Severity.PENDING)
+
+INJECTED: Final = (errno.EIO, errno.ENOSPC)
+"""What no operation of a workload says by itself."""
+
+TRIES_MAX: Final = 4
+"""How often a step is tried when faults are injected."""
 
 Images = dict[Path, bytes]
 
@@ -140,6 +148,7 @@ class Rig:
     """The event at which the cache was open for the first time."""
     passed: set[str] = field(default_factory=set)
     is_watching: bool = True
+    """Whether crashes are kept. When not, faults may be injected, and are borne."""
     seed: int = 1
     choose: Callable[[Request], Fault | None] = nothing
     on_point: Callable[[str], None] = ignore
@@ -150,6 +159,9 @@ class Rig:
         self.known.states[0] = Files().state()
         self._disk: Images = {}
         self._before: tuple[object, ...] = ()
+        self._left: list[Step] = []
+        self._is_mounted = False
+        self.refused: list[str] = []
 
     @classmethod
     def after(cls, other: Rig, base: Path, **more: Any) -> Rig:
@@ -172,11 +184,52 @@ class Rig:
             trio.run(self._run, steps, clock=MockClock(autojump_threshold=0))
         self._keep("the end")
 
+    def remount(self) -> None:
+        """Verify after a remount, without faults: never only through the same mount."""
+        self.choose, self.on_point = nothing, ignore
+        self.run(())
+
     async def _run(self, steps: Sequence[Step]) -> None:
+        self._left = list(steps)
+        for tries in range(1, TRIES_MAX + 1):
+            try:
+                await self._life()
+            except (UserError, FsError, OSError) as exc:
+                # Opening or closing was refused, as it may be when something failed: once more.
+                if not self._struck() or tries == TRIES_MAX or self._is_mounted:
+                    raise
+                self.refused.append(f"{type(exc).__name__}: {exc}")
+            else:
+                return
+
+    async def _life(self) -> None:
+        """One mount, doing what is left to do."""
         async with inline_mount(self.config, self.faulty, seed=self.seed) as mount:
+            self._is_mounted = True
             self._acknowledge(mount)
-            for step in steps:
+            while self._left:
+                await self._patiently(mount, self._left[0])
+                del self._left[0]
+            if not self.is_watching:
+                self.faulty.settle()
+                _require_same(self.files.state(), await seen(mount), "the mount")
+                self.require_in_step(mount, self.store, self.files.state())
+            self._is_mounted = False
+
+    async def _patiently(self, mount: Mount, step: Step) -> None:
+        """A step; when a fault that was injected is told, it is tried again, as a person does."""
+        for tries in range(1, TRIES_MAX + 1):
+            try:
                 await self.step(mount, step)
+            except (UserError, FsError, OSError) as exc:
+                if not self._struck() or tries == TRIES_MAX:
+                    raise
+                self.refused.append(f"{type(exc).__name__}: {exc}")
+            else:
+                return
+
+    def _struck(self) -> bool:
+        return not self.is_watching
 
     async def step(self, mount: Mount, step: Step) -> None:
         """One step, with the model beside it."""
@@ -185,6 +238,7 @@ class Rig:
             await self._operate(mount, step)
         elif step == SYNC:
             result = await mount.sync()
+            assert not result["conflicts"], result
             known.sealed = max(known.sealed, result["sealed"])
         elif step == FINAL:
             assert await mount.replica.final_flush(ignore) == []
@@ -198,10 +252,7 @@ class Rig:
         state = self.files.state()
         # Before it is done: a crash in the midst of it may show it.
         self.known.states[mount.cache.generation + 1] = state
-        got = perform(mount.fs, op)
-        while isinstance(got, NeedExtents):
-            await mount.replica.fetch(got)
-            got = perform(mount.fs, op)
+        got = await self._perform(mount, op)
         assert got == wanted, f"{op}: {got}, the model says {wanted}"
         if op.kind == "fsync" and not got:
             mount.cache.sync_point()
@@ -213,6 +264,21 @@ class Rig:
                 mount.fs.forget(ino)
             mount.fs.reap()
             self._acknowledge(mount)
+
+    async def _perform(self, mount: Mount, op: Op) -> int:
+        """Do it, fetching what is cold; once more when it failed by an injected fault."""
+        for _ in range(TRIES_MAX):
+            got = perform(mount.fs, op)
+            if isinstance(got, NeedExtents):
+                try:
+                    await mount.replica.fetch(got)
+                except FsError as exc:
+                    got = exc.errno
+            if got in INJECTED and self._struck():
+                self.refused.append(f"{op}: {errno.errorcode[got]}")
+            elif not isinstance(got, NeedExtents):
+                return got
+        raise AssertionError(f"{op} does not come to an end")
 
     def _acknowledge(self, mount: Mount) -> None:
         self.known.acknowledged = mount.cache.generation

@@ -1,16 +1,20 @@
-"""The reaper: space of deleted files is given back soon, and in one transaction."""
+"""The reaper gives back the space of deleted files soon; and how the cache is closed."""
 
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from s3ws_fs.cache.cache import open_cache
 from s3ws_fs.core.errors import FsError
-from s3ws_fs.daemon.parts import REAP_DELAY_S, Reaper
+from s3ws_fs.daemon.daemon import _close
+from s3ws_fs.daemon.parts import REAP_DELAY_S, Reaper, identity
+from tests.support.mounting import workspace_config
 
 
 class _Reaped:
@@ -51,3 +55,19 @@ async def test_what_could_not_be_dropped_is_tried_when_it_runs_again(
         with pytest.raises(FsError):
             await reaper.run(cast(Any, fs))
     assert len(fs.times) == 2
+
+
+def test_a_cache_that_can_not_be_closed_cleanly_changes_no_outcome(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was saved is in the bucket, and the exit code says so."""
+    config = workspace_config(tmp_path)
+    directory = Path(config.workspace_cache_dir)
+    cache = open_cache(directory, identity(config), quota_bytes=1 << 24, now_ns=lambda: 1)
+
+    def fail(_: object) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(cache.points, "write", fail)
+    _close(cache)
+    assert "not closed cleanly" in caplog.text

@@ -118,7 +118,7 @@ class InlineClient:
             worker = self._alive()
             result = _call(worker, cmd, args, part)
         except WorkerDied:
-            self._worker = None
+            self._bury()
             error = TransientError(cmd, "", "the transfer worker died")
         except Exception as exc:
             error = wire.error_from(json.loads(json.dumps(wire.error_json(exc))))
@@ -140,6 +140,16 @@ class InlineClient:
 
     async def close(self) -> None:
         """As WorkerClient.close."""
+        self._bury()
+
+    def _bury(self) -> None:
+        """The kernel closes what a dead process had open; its spool files stay."""
+        frozen = None if self._worker is None else self._worker._frozen
+        if frozen is not None:
+            files = [blob.file for blob in frozen.blobs.values()]
+            for file in (*files, frozen.segment_file):
+                if file is not None:
+                    file.close()
         self._worker = None
 
 
@@ -216,15 +226,7 @@ async def inline_mount(
         yield mount
         await mount.replica.worker.close()
     except BaseException:
-        let_go(cache)
+        cache.let_go()
+        os.close(cache._lock_fd)
         raise
     cache.close()
-
-
-def let_go(cache: Cache) -> None:
-    """Close what is open without a sync point or a mark, as the end of a killed process does."""
-    cache._closed = True
-    cache.points.close()
-    cache.env.close()
-    with contextlib.suppress(OSError):
-        os.close(cache._lock_fd)
