@@ -114,7 +114,10 @@ def status(mountpoint: str | None, as_json: bool) -> int:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result, and progress, as JSON.")
 def sync(mountpoint: str, timeout_s: float | None, as_json: bool) -> None:
-    """Flush now; return when everything is sealed and mirrored."""
+    """Flush now; return when everything is sealed and mirrored.
+
+    Of a read-only mount: show now what is sealed by now.
+    """
     info = _info(launch.canonical_mountpoint(mountpoint))
     if not info.is_alive():
         raise UserError(
@@ -137,6 +140,12 @@ def sync(mountpoint: str, timeout_s: float | None, as_json: bool) -> None:
         report.echo_json(result)
         return
     taken = result.get("duration_s", time.monotonic() - started)
+    if result.get("read_only"):
+        report.echo(
+            f"up to date: segment {result.get('segment')}, generation {result.get('generation')}, "
+            f"in {report.human_seconds(taken)}"
+        )
+        return
     report.echo(
         f"everything is saved: sealed {result.get('sealed')}, mirrored {result.get('mirrored')}, "
         f"in {report.human_seconds(taken)}"

@@ -26,7 +26,7 @@ from s3ws_fs.settings.sources import default_storage_path
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_SWITCHES = ("verify_tls", "allow_unconditional", "allow_other")
+_SWITCHES = ("verify_tls", "allow_unconditional", "allow_other", "read_only")
 _CHOICES = {
     "storage_type": ("s3", "local"),
     "addressing_style": ("auto", "path", "virtual"),
@@ -156,7 +156,8 @@ def umount(mountpoints: tuple[str, ...], timeout_s: float | None, as_json: bool)
         else:
             results.append({"mountpoint": path, **result})
             if not as_json:
-                report.echo(f"unmounted {report.safe(path)}: everything is saved")
+                saved = "" if result.get("read_only") else ": everything is saved"
+                report.echo(f"unmounted {report.safe(path)}{saved}")
     if as_json:
         report.echo_json(results)
     return failed

@@ -78,10 +78,14 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
     generation, dirty = _part(document, "generation"), _part(document, "dirty")
     flush, health = _part(document, "flush"), _part(document, "health")
     quota, mirror = _part(document, "quota"), _part(document, "mirror")
-    lines = [
+    saving = [
         _line("saved", _saved(generation)),
         _line("dirty", _dirty(dirty)),
         _line("flush", _flush(flush)),
+    ]
+    follow = document.get("follow")
+    lines = [
+        *([_line("shows", _shown(follow))] if isinstance(follow, dict) else saving),
         _line("health", _health(health)),
         _line(
             "quota",
@@ -116,6 +120,19 @@ def _saved(generation: dict[str, Any]) -> str:
     # The one thing a person looks for comes first.
     verdict = "everything: " if isinstance(head, int) and head == sealed == mirrored else ""
     return f"{verdict}head {head}, sealed {sealed}, mirrored {mirrored}"
+
+
+def _shown(follow: dict[str, Any]) -> str:
+    text = f"read-only, segment {follow.get('segment', '-')}"
+    text += f", generation {follow.get('generation', '-')}"
+    sealed_at_s = follow.get("sealed_at_s")
+    if isinstance(sealed_at_s, int | float):
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sealed_at_s))
+        text += f", sealed {when} by {follow.get('sealed_by') or '-'}"
+    looked = follow.get("looked_age_s")
+    if looked is None:
+        return f"{text}; how far behind is not known"
+    return f"{text}; nothing newer {human_seconds(looked)} ago"
 
 
 def _dirty(dirty: dict[str, Any]) -> str:

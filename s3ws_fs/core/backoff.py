@@ -7,6 +7,8 @@ Rules
     calm        a flush interval below the rate brings the quiet time back to `min_s`
     bound       however busy it is, the oldest dirt is flushed at the latest `max_s` after it arose
     failure     RETRY_MIN_S doubling up to RETRY_MAX_S; half of each is fixed, half random
+    following   a look every `interval_s`, each time longer by half while there is nothing new, up
+                to FOLLOW_IDLE_S_MAX
 
 Invariants
 1. `due_s` is never later than oldest dirt + max_s while the store answers.
@@ -24,6 +26,9 @@ from typing import Final
 BURST_CHANGES_PER_S: Final = 10.0
 RATE_WINDOW_S: Final = 1.0
 """Changes are counted in windows of this length; a window above the rate doubles the quiet time."""
+FOLLOW_GROWTH: Final = 1.5
+FOLLOW_IDLE_S_MAX: Final = 300.0
+"""A look of a worker that has to be started for it costs 0.4 s of CPU: 0.1 % at this interval."""
 RETRY_MIN_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 
@@ -101,3 +106,28 @@ class Retry:
     def worked(self) -> None:
         """It worked: the next failure starts small again."""
         self.failures = 0
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long a follower waits before it looks for new seals again."""
+
+    interval_s: float
+    wait_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.wait_s = self.interval_s
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether looks are further apart than asked for."""
+        return self.wait_s > self.interval_s
+
+    def found(self) -> None:
+        """There was something new, or somebody reads: looks at the interval that was asked for."""
+        self.wait_s = self.interval_s
+
+    def nothing(self) -> None:
+        """There was nothing new."""
+        most_s = max(self.interval_s, FOLLOW_IDLE_S_MAX)
+        self.wait_s = min(most_s, self.wait_s * FOLLOW_GROWTH)

@@ -6,6 +6,7 @@ Invariants
 3. No secret has a field here: credentials stay in the environment or in AWS profiles.
 4. The workspace's own cache directory depends on the bucket (or local path), root prefix, user and
    conversation only: a changed endpoint or region finds the same cache, with its unsaved changes.
+   A read-only mount has one of its own beside it.
 5. Standard library only: the daemon imports this and must start fast.
 
 Called by settings (builds), launch (sends), daemon, worker and control registry (read).
@@ -36,6 +37,7 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_PARALLEL_MAX: Final = 64
 DEBOUNCE_S_MAX: Final = 3600.0
 INTERVAL_S_MAX: Final = 7 * 24 * 3600.0
+FOLLOW_INTERVAL_S_MIN: Final = 0.1
 SIZE_BYTES_MIN: Final = 1 << 20
 SIZE_BYTES_MAX: Final = 1 << 44
 INODES_MIN: Final = 16
@@ -163,6 +165,8 @@ class MountConfig:
     log_level: str = "info"
     log_format: LogFormat = "text"
     adaptive_wait_us: int = 40
+    read_only: bool = False
+    follow_interval_s: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("mountpoint", "cache_dir", "runtime_dir"):
@@ -177,6 +181,9 @@ class MountConfig:
         _in_range("sync_point_interval_s", self.sync_point_interval_s, 0.1, INTERVAL_S_MAX)
         _in_range("read_timeout_s", self.read_timeout_s, 0.1, INTERVAL_S_MAX)
         _in_range("adaptive_wait_us", self.adaptive_wait_us, 0, ADAPTIVE_WAIT_US_MAX)
+        _in_range(
+            "follow_interval_s", self.follow_interval_s, FOLLOW_INTERVAL_S_MIN, INTERVAL_S_MAX
+        )
         _in_range("root_uid", self.root_uid, 0, ID_MAX)
         _in_range("root_gid", self.root_gid, 0, ID_MAX)
         _in_range("root_mode", self.root_mode, 0, 0o7777)
@@ -203,7 +210,8 @@ class MountConfig:
         place = store.path if store.type == "local" else store.bucket
         identity = "\0".join((store.type, place or "", ws.prefix))
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        return f"{self.cache_dir.rstrip('/')}/{ws.conversation_id[:64]}-{digest}"
+        name = f"{ws.conversation_id[:64]}-{digest}" + ("-ro" if self.read_only else "")
+        return f"{self.cache_dir.rstrip('/')}/{name}"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with one member a field; the nested values likewise."""

@@ -56,6 +56,13 @@ class FsError(S3wsError):
         return f"{text} ({self.detail})" if self.detail else text
 
 
+class GoneError(FsError):
+    """There is no inode of this number (any more): not a name that is missing."""
+
+    def __init__(self, ino: int) -> None:
+        super().__init__(_errno.ENOENT, f"inode {ino}")
+
+
 class StoreError(S3wsError):
     """An object store operation failed: `op` on `key`, with a person-readable `detail`."""
 

@@ -162,7 +162,8 @@ class Commands:
             self.answering -= 1
         if life.outcome is None:
             raise UserError("the daemon ended by an error of its own", remedy="see its log")
-        return life.outcome.answer()
+        answer = life.outcome.answer()
+        return answer | {"read_only": True} if life.config.read_only else answer
 
     async def _umount(self, ours: mount.Mount, args: Event) -> None:
         mountpoint = ours.mountpoint

@@ -43,6 +43,7 @@ from s3ws_fs.daemon.parts import Parts, identity
 from s3ws_fs.fuse import mount
 from s3ws_fs.fuse.operations import Operations
 from s3ws_fs.fuse.translate import IdMap
+from s3ws_fs.replica.follower import Follower
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,8 @@ class Daemon:
                 self._preparing.cancel()
             await self._restore(parts)
             config = self.config
-            parts.fs.make_root(uid=config.root_uid, gid=config.root_gid, mode=config.root_mode)
+            if not config.read_only:
+                parts.fs.make_root(uid=config.root_uid, gid=config.root_gid, mode=config.root_mode)
             parts.drop_orphans()
         if self._preparing.cancelled_caught:
             raise UserError(
@@ -220,10 +222,16 @@ class Daemon:
             uids=IdMap(config.uid_map),
             gids=IdMap(config.gid_map),
             fetch_deadline_s=self.config.read_timeout_s,
+            is_following=config.read_only,
+            on_access=parts.replica.accessed if isinstance(parts.replica, Follower) else None,
         )
         self._operations = operations
+        if isinstance(parts.replica, Follower):
+            parts.replica.note_rewritten = operations.note_rewritten
         allow_other = config.allow_other
-        with mount.mounted(operations, config.mountpoint, allow_other=allow_other) as ours:
+        with mount.mounted(
+            operations, config.mountpoint, allow_other=allow_other, read_only=config.read_only
+        ) as ours:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._announce, parts, operations, ours)
@@ -284,6 +292,8 @@ class Daemon:
 
     async def _save_what_is_there(self, parts: Parts, ours: mount.Mount) -> None:
         """Most of the final flush, while programs still use the mount. Never raises."""
+        if self.config.read_only:
+            return
         try:
             await mount.write_back(ours)
             async with self._unless_given_up():

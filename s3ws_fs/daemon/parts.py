@@ -27,6 +27,7 @@ from s3ws_fs.daemon.room import RoomKeeper
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse.invalidate import KernelCache
 from s3ws_fs.replica import report
+from s3ws_fs.replica.follower import Follower
 from s3ws_fs.replica.replicator import Replicator
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Parts:
     cache: Cache
     durability: Durability
     fs: FileSystem
-    replica: Replicator
+    replica: Replicator | Follower
     room: RoomKeeper
     reaper: Reaper = field(default_factory=Reaper)
     kernel: KernelCache = field(default_factory=KernelCache)
@@ -76,7 +77,9 @@ class Parts:
     @classmethod
     def make(cls, config: MountConfig, cache: Cache) -> Parts:
         durability = Durability(cache)
-        replica = Replicator(config, cache, durability)
+        replica: Replicator | Follower = (
+            Follower(config, cache) if config.read_only else Replicator(config, cache, durability)
+        )
         reaper = Reaper()
         fs = FileSystem(
             cache,
@@ -84,7 +87,10 @@ class Parts:
             quota_inodes=config.max_inodes,
             on_change=replica.notify,
             on_forgotten=reaper.notify,
+            is_following=config.read_only,
         )
+        if isinstance(replica, Follower):
+            replica.is_open, replica.note_orphans = fs.is_open, fs.note_orphans
         room = RoomKeeper(cache, durability, reap=fs.reap, sealed=lambda: replica.sealed_generation)
         replica.set_make_room(room.make_room)
         kernel = KernelCache()
@@ -123,6 +129,7 @@ def status_document(
         "pid": os.getpid(),
         "mountpoint": config.mountpoint,
         "state": state,
+        "read_only": config.read_only,
         "workspace": {
             "user_id": config.workspace.user_id,
             "conversation_id": config.workspace.conversation_id,

@@ -13,9 +13,10 @@ import errno
 from collections.abc import Callable
 
 from s3ws_fs.cache.cache import Cache
+from s3ws_fs.cache.following import drop_quietly
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import View
-from s3ws_fs.core.errors import FsError
+from s3ws_fs.core.errors import FsError, GoneError
 from s3ws_fs.core.limits import NAME_BYTES_MAX
 from s3ws_fs.core.records import InodeRec
 
@@ -31,6 +32,7 @@ class FsBase:
         quota_inodes: int,
         on_change: Callable[[], None] = lambda: None,
         on_forgotten: Callable[[], None] = lambda: None,
+        is_following: bool = False,
     ) -> None:
         self.cache = cache
         self.quota_bytes = quota_bytes
@@ -38,6 +40,8 @@ class FsBase:
         self.on_change = on_change
         self.on_forgotten = on_forgotten
         """Called when an orphan waits to be dropped: `reap` is then due soon."""
+        self.is_following = is_following
+        """Whether the cache follows the bucket: files change and go without being asked here."""
         self._open_counts: dict[int, int] = {}
         self._orphans: set[int] = set()
         self._forgotten: set[int] = set()
@@ -59,7 +63,18 @@ class FsBase:
             self._orphans -= gone
         return found
 
+    def is_open(self, ino: int) -> bool:
+        """Whether somebody here has a handle on it."""
+        return ino in self._open_counts
+
+    def note_orphans(self, inos: list[int]) -> None:
+        """These lost their last name in the bucket, and are open here."""
+        self._orphans.update(inos)
+
     def _drop_orphans(self, inos: list[int]) -> None:
+        if self.is_following:
+            drop_quietly(self.cache, inos)
+            return
         with self.cache.write() as tx:
             for ino in inos:
                 rec = tx.inode(ino)
@@ -69,10 +84,10 @@ class FsBase:
 
 
 def need(view: View, ino: int) -> InodeRec:
-    """The inode, or ENOENT."""
+    """The inode, or GoneError (ENOENT)."""
     rec = view.inode(ino)
     if rec is None:
-        raise FsError(errno.ENOENT, f"inode {ino}")
+        raise GoneError(ino)
     return rec
 
 

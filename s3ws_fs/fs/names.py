@@ -306,6 +306,9 @@ class NameOps(FsBase):
             self._open_counts[ino] = count
         else:
             self._open_counts.pop(ino, None)
+            if self.is_following:
+                # The kernel's FORGET may be far: it keeps names until it looks at them again.
+                self.forget(ino)
 
     def forget(self, ino: int) -> None:
         """The kernel dropped an inode: if it is an orphan nobody has open, it goes (in batches)."""

@@ -52,6 +52,7 @@ UMOUNT_RETRY_S: Final = 0.1
 STDERR_BYTES_MAX: Final = 4096
 """How much of what libfuse says while mounting is kept for the error."""
 
+MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_POSIXACL: Final = 1 << 16
@@ -81,11 +82,13 @@ class MountBusyError(Exception):
     """Somebody has a file open on the mount, or stands in it."""
 
 
-def mount_options(*, allow_other: bool, subtype: str = FSNAME) -> set[str]:
+def mount_options(*, allow_other: bool, subtype: str = FSNAME, read_only: bool = False) -> set[str]:
     """The options of fuse_session_new. Permissions: by the kernel, from our attributes."""
     options = {"default_permissions", f"fsname={FSNAME}", f"subtype={subtype}"}
     if allow_other:
         options.add("allow_other")
+    if read_only:
+        options.add("ro")
     return options
 
 
@@ -158,7 +161,7 @@ def _mount_error(mountpoint: str, reason: str, allow_other: bool) -> UserError:
     )
 
 
-def _mount_directly(mountpoint: str, allow_other: bool) -> int | None:
+def _mount_directly(mountpoint: str, allow_other: bool, read_only: bool) -> int | None:
     """mount(2) as libfuse does it, with one flag more (invariant 5): the descriptor to serve.
 
     None where that can't be done here: libfuse then tries by itself, and by fusermount3.
@@ -170,7 +173,7 @@ def _mount_directly(mountpoint: str, allow_other: bool) -> int | None:
         FSNAME.encode(),
         os.fsencode(mountpoint),
         f"fuse.{FSNAME}".encode(),
-        ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_POSIXACL),
+        ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_POSIXACL | (MS_RDONLY if read_only else 0)),
         data.encode(),
     )
     if done == 0:
@@ -180,18 +183,21 @@ def _mount_directly(mountpoint: str, allow_other: bool) -> int | None:
 
 
 @contextlib.contextmanager
-def mounted(operations: Operations, mountpoint: str, *, allow_other: bool) -> Iterator[Mount]:
+def mounted(
+    operations: Operations, mountpoint: str, *, allow_other: bool, read_only: bool = False
+) -> Iterator[Mount]:
     """Mount; at the end of the block close the session. Raises UserError.
 
     The block must not end normally before the mount is gone; when it ends by an exception and the
     mount still stands, it is taken away, so that no program waits for answers that nobody gives.
     """
     check_mountpoint(mountpoint)
-    device = _mount_directly(mountpoint, allow_other)
+    device = _mount_directly(mountpoint, allow_other, read_only)
     where = mountpoint if device is None else f"/dev/fd/{device}"
     with _captured_stderr() as said:
         try:
-            pyfuse3.init(operations, where, mount_options(allow_other=allow_other))
+            options = mount_options(allow_other=allow_other, read_only=read_only)
+            pyfuse3.init(operations, where, options)
         except RuntimeError as exc:
             if device is not None:
                 _umount(Mount(mountpoint, table.connection_id(mountpoint)), MNT_DETACH)

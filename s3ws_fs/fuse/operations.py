@@ -17,6 +17,10 @@ Invariants
    no name and no open handle, of which the kernel's FORGET is then the last word.
 6. `flush` (every close(2)) and `access` answer ENOSYS, once each: the kernel then stops asking.
 7. After `refuse_changes()` nothing that changes the workspace succeeds (EIO); reads go on.
+8. A filesystem that follows the bucket (`is_following`) changes between two requests. Nothing of it
+   is changed here (EROFS, which the kernel says itself unless somebody remounted it), names and
+   attributes are not cached, and an inode that went is ESTALE, upon which the kernel looks its
+   path up once more. Pages of files whose bytes changed are dropped when they are opened.
 
 Called by the daemon, which passes in what lies above this layer: `fetch` and `wait_durable`.
 """
@@ -34,11 +38,19 @@ import pyfuse3
 import trio
 
 from s3ws_fs.core import acl
-from s3ws_fs.core.errors import FormatError, FsError, StoreError
+from s3ws_fs.core.errors import FormatError, FsError, GoneError, StoreError
 from s3ws_fs.core.types import Attr, NeedExtents
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse.caller import keeps_setgid
-from s3ws_fs.fuse.translate import Faults, IdMap, Translator, atomic, awaiting, creating
+from s3ws_fs.fuse.translate import (
+    KERNEL_CACHE_S,
+    Faults,
+    IdMap,
+    Translator,
+    atomic,
+    awaiting,
+    creating,
+)
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +76,9 @@ FORGET_POLL_S: Final = 0.001
 """How long a refused change waits for the kernel to let go of what was deleted before. In turns of
 the loop, not by the clock: on a busy machine the FORGET is there, and not yet read."""
 
+REWRITTEN_MAX: Final = 100_000
+"""Inodes remembered whose pages may be old; with more, those of all files may."""
+
 ROOM_TRIES_MAX: Final = 3
 """How often one write has room made for it: others may take it meanwhile."""
 
@@ -76,6 +91,7 @@ class Operations(pyfuse3.Operations):
     fetch(need): brings the extents into the cache, or raises. wait_durable(): returns when all that
     was committed before the call survives a power loss. make_room(): after ENOSPC, whether it is
     worth trying again. settled(time): the time to store for one that came with setattr.
+    on_access(): somebody looks up a name or opens a directory.
     """
 
     supports_dot_lookup = True
@@ -93,17 +109,24 @@ class Operations(pyfuse3.Operations):
         uids: IdMap | None = None,
         gids: IdMap | None = None,
         fetch_deadline_s: float = FETCH_DEADLINE_S,
+        is_following: bool = False,
+        on_access: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
-        self.faults = Faults()
+        self.faults = Faults(gone_errno=errno.ESTALE if is_following else errno.ENOENT)
         self._fs = fs
         self._fetch = fetch
         self._fetch_deadline_s = fetch_deadline_s
         self._wait_durable = wait_durable
         self._make_room = make_room
         self._settled = settled
-        self._to = Translator(uids or IdMap(), gids or IdMap())
+        self._is_following = is_following
+        self._on_access = on_access
+        kernel_cache_s = 0.0 if is_following else KERNEL_CACHE_S
+        self._to = Translator(uids or IdMap(), gids or IdMap(), kernel_cache_s)
         self._refusing = False
+        self._rewritten: set[int] | None = set()
+        """Inodes whose pages may be old (None: any)."""
         self.started = trio.Event()
         """The kernel and we have agreed on the protocol: requests come from now on."""
 
@@ -115,7 +138,21 @@ class Operations(pyfuse3.Operations):
         """From now on every change fails with EIO: nothing is acknowledged that can't be saved."""
         self._refusing = True
 
+    def note_rewritten(self, inodes: Sequence[int] | None) -> None:
+        """Bytes of these changed without the kernel (None: of any)."""
+        if inodes is None or self._rewritten is None:
+            self._rewritten = None
+            return
+        self._rewritten.update(inodes)
+        if len(self._rewritten) > REWRITTEN_MAX:
+            self._rewritten = None
+
+    def _keeps_pages(self, inode: int) -> bool:
+        return self._rewritten is not None and inode not in self._rewritten
+
     def _changing(self) -> None:
+        if self._is_following:
+            raise FsError(errno.EROFS)
         if self._refusing:
             raise FsError(errno.EIO, "the workspace is being unmounted")
 
@@ -159,10 +196,12 @@ class Operations(pyfuse3.Operations):
     def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        if self._on_access is not None:
+            self._on_access()
         try:
             return self._to.entry(self._fs.lookup(parent_inode, name))
         except FsError as exc:
-            if exc.errno != errno.ENOENT:
+            if exc.errno != errno.ENOENT or (self._is_following and isinstance(exc, GoneError)):
                 raise
             return self._to.absent()
 
@@ -319,8 +358,11 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             self._changing()
             self._fs.setattr(inode, size=0, mode=self._mode_after_truncation(inode, ctx))
+        if self._is_following:
+            # It may have gone since its name was looked up.
+            self._fs.getattr(inode)
         self._fs.open(inode)
-        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+        return pyfuse3.FileInfo(fh=inode, keep_cache=self._keeps_pages(inode))
 
     def _mode_after_truncation(self, inode: int, ctx: pyfuse3.RequestContext) -> int | None:
         """Without setuid and setgid, unless it is root's; None for no change.
@@ -377,6 +419,11 @@ class Operations(pyfuse3.Operations):
 
     @atomic
     def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        if self._on_access is not None:
+            self._on_access()
+        if self._is_following:
+            self._fs.getattr(inode)
+            self._fs.open(inode)
         return inode
 
     @atomic
@@ -406,7 +453,8 @@ class Operations(pyfuse3.Operations):
 
     @atomic
     def releasedir(self, fh: int) -> None:
-        return None
+        if self._is_following:
+            self._fs.release(fh)
 
     @awaiting
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

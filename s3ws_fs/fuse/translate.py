@@ -10,7 +10,8 @@ Invariants
    other requests are served while it waits.
 4. The kernel may keep what we say for `KERNEL_CACHE_S`: every change passes through the kernel that
    caches it, which updates or drops what the change made stale (tests/fuse/test_kernel_cache.py);
-   one that did not is told to the kernel (`invalidate`).
+   one that did not is told to the kernel (`invalidate`). On a read-only mount, whose files change
+   by themselves, it keeps nothing: each answer is of the one point that is shown.
 
 Called by `fuse.operations` alone.
 """
@@ -27,7 +28,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 import pyfuse3
 
 from s3ws_fs.core import acl
-from s3ws_fs.core.errors import FormatError, FsError
+from s3ws_fs.core.errors import FormatError, FsError, GoneError
 from s3ws_fs.core.types import Attr, Cred, StatFs
 
 log = logging.getLogger(__name__)
@@ -71,19 +72,20 @@ class IdMap:
 class Translator:
     """Makes pyfuse3's structures from ours, with the ids of this mount."""
 
-    def __init__(self, uids: IdMap, gids: IdMap) -> None:
+    def __init__(self, uids: IdMap, gids: IdMap, kernel_cache_s: float = KERNEL_CACHE_S) -> None:
+        self._kernel_cache_s = kernel_cache_s
         self._uids = uids
         self._gids = gids
         self._mapping = bool(uids) or bool(gids)
         self._absent = pyfuse3.EntryAttributes()
         self._absent.st_ino = 0
-        self._absent.entry_timeout = KERNEL_CACHE_S
+        self._absent.entry_timeout = kernel_cache_s
 
     def entry(self, attr: Attr) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = attr.ino
-        entry.attr_timeout = KERNEL_CACHE_S
-        entry.entry_timeout = KERNEL_CACHE_S
+        entry.attr_timeout = self._kernel_cache_s
+        entry.entry_timeout = self._kernel_cache_s
         entry.st_mode = attr.mode
         entry.st_nlink = attr.nlink
         entry.st_uid = self._uids.shown(attr.uid)
@@ -145,8 +147,15 @@ class Translator:
 class Faults:
     """Counts and logs the exceptions that no handler should have raised."""
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        gone_errno: int = errno.ENOENT,
+    ) -> None:
         self.count = 0
+        self.gone_errno = gone_errno
+        """What is answered for an inode that there is none of."""
         self._monotonic = monotonic
         self._logged_at: dict[tuple[str, type[Exception]], float] = {}
 
@@ -183,6 +192,8 @@ R = TypeVar("R")
 
 
 def _errno_for(handler: str, faults: Faults, exc: Exception) -> int:
+    if isinstance(exc, GoneError):
+        return faults.gone_errno
     if isinstance(exc, FsError):
         return exc.errno
     faults.note(handler, exc)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -239,6 +239,41 @@ class Hydrator:
             self._cache.put_json("hydrated", True)
         self.state = "complete"
 
+    async def bring(self, wanted: Sequence[bytes]) -> None:
+        """Fetch what is cold of these chunk keys, in the background as `run` does."""
+        retry = Retry()
+        at = 0
+        while at < len(wanted):
+            items = self._cold_of(wanted[at : at + PIECE_EXTENTS])
+            try:
+                await self._when_idle()
+                await self._bring_piece(items)
+            except S3wsError as exc:
+                log.info("hydration waits: %s", exc)
+                await trio.sleep(retry.failed(1.0))
+                continue
+            retry.worked()
+            at += PIECE_EXTENTS
+
+    def _cold_of(self, wanted: Iterable[bytes]) -> list[Item]:
+        items: list[Item] = []
+        with self._cache.read() as view:
+            for key in wanted:
+                ino, index = keys.split_chunk_key(key)
+                loc = view.chunk(ino, index)
+                if loc is not None and view.txn.get(key, db=view.db.extents) is None:
+                    items.append((ino, index, loc))
+        return items
+
+    async def _when_idle(self) -> None:
+        """Return when nobody waits for bytes, and there is room for some."""
+        while self._asked_for:
+            await trio.sleep(PAUSE_S)
+        while not self._cache.headroom.is_roomy:
+            self.state = "no room"
+            await trio.sleep(ROOM_PAUSE_S)
+        self.state = "running"
+
     async def _count(self) -> None:
         files = set()
         resume = b""
@@ -265,12 +300,7 @@ class Hydrator:
         while resume is not None:
             items, resume = self._scan(resume)
             for piece in _pieces(items):
-                while self._asked_for:
-                    await trio.sleep(PAUSE_S)
-                while not self._cache.headroom.is_roomy:
-                    self.state = "no room"
-                    await trio.sleep(ROOM_PAUSE_S)
-                self.state = "running"
+                await self._when_idle()
                 flights = [self._flights[item] for item in piece if item in self._flights]
                 await self._bring_piece(piece)
                 for flight in flights:

@@ -7,7 +7,7 @@ Invariants
 3. After a restore all data is cold, all mirror rows are unknown, and whatever the mirror may lack
    is on its to-do.
 
-Called by replicator.
+Called by replicator; `readable` by follower too.
 """
 
 from __future__ import annotations
@@ -54,8 +54,14 @@ async def prepare(
     """Make the cache whole, or verify it. Raises UserError (exit 6, 8, 9)."""
     try:
         await _prepare(cache, worker, config, progress, randbits)
-    except StoreError as exc:
-        raise UserError(
+    except (StoreError, FormatError) as exc:
+        raise readable(exc, config) from exc
+
+
+def readable(exc: StoreError | FormatError, config: MountConfig) -> UserError:
+    """What a person reads when a mount can't be made for this."""
+    if isinstance(exc, StoreError):
+        return UserError(
             f"the store {config.store.location} can't be used: {exc}",
             remedy=(
                 "Check endpoint, credentials and bucket. Nothing was changed."
@@ -63,14 +69,13 @@ async def prepare(
                 else "Check that the directory exists and may be written. Nothing was changed."
             ),
             exit_code=ExitCode.STORE,
-        ) from exc
-    except FormatError as exc:
-        raise UserError(
-            f"the workspace in {config.store.location} is damaged: {exc}",
-            remedy="Nothing was changed in the bucket. Keep it as it is; put that object back from "
-            "an older version or a backup of the bucket, if there is one.",
-            exit_code=ExitCode.STORE,
-        ) from exc
+        )
+    return UserError(
+        f"the workspace in {config.store.location} is damaged: {exc}",
+        remedy="Nothing was changed in the bucket. Keep it as it is; put that object back from "
+        "an older version or a backup of the bucket, if there is one.",
+        exit_code=ExitCode.STORE,
+    )
 
 
 async def _prepare(

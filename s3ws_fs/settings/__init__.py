@@ -83,13 +83,17 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     adaptive_wait_us: int = Field(default=40, ge=0, le=limits.ADAPTIVE_WAIT_US_MAX)
+    read_only: bool = False
+    follow_interval_s: float = Field(
+        default=2.0, ge=limits.FOLLOW_INTERVAL_S_MIN, le=limits.INTERVAL_S_MAX
+    )
 
     @field_validator("storage_type", "addressing_style", "log_level", "log_format", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.strip().lower() if isinstance(value, str) else value
 
-    @field_validator("verify_tls", "allow_unconditional", "allow_other", mode="before")
+    @field_validator("verify_tls", "allow_unconditional", "allow_other", "read_only", mode="before")
     @classmethod
     def _boolean(cls, value: object) -> object:
         return parse_bool(value) if isinstance(value, str) else value
@@ -178,6 +182,8 @@ class Settings(BaseModel):
             log_level=self.log_level,
             log_format=self.log_format,
             adaptive_wait_us=self.adaptive_wait_us,
+            read_only=self.read_only,
+            follow_interval_s=self.follow_interval_s,
         )
 
     def _check_together(self, sources: Mapping[str, str]) -> None:

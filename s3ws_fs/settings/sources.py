@@ -98,6 +98,14 @@ OPTIONS: Final[dict[str, Option]] = {
     "adaptive_wait_us": Option(
         ("WORKSPACE_ADAPTIVE_WAIT_US",), "Microseconds the daemon spins before it sleeps."
     ),
+    "read_only": Option(
+        ("WORKSPACE_READ_ONLY",),
+        "Show what is sealed, beside a mount that writes, and follow it; nothing can be changed.",
+    ),
+    "follow_interval_s": Option(
+        ("WORKSPACE_FOLLOW_INTERVAL",),
+        "Seconds between two looks of a read-only mount for new seals; more while there are none.",
+    ),
 }
 
 

@@ -14,16 +14,17 @@ from s3ws_fs.store.base import ObjectStore
 from s3ws_fs.store.scoped import ScopedStore
 
 
-def open_store(config: StoreConfig, prefix: str) -> ScopedStore:
+def open_store(config: StoreConfig, prefix: str, *, read_only: bool = False) -> ScopedStore:
     """The store, seen through `prefix` (WorkspaceId.prefix). Makes no request.
 
     Call `check` to learn whether it answers, and `probe_conditional` (or `assume` what an earlier
-    probe found) before the first conditional operation. Raises PermanentError.
+    probe found) before the first conditional operation. Of a read-only one every write is
+    refused; nothing is made by opening it. Raises PermanentError.
     """
-    return ScopedStore(_open(config), prefix)
+    return ScopedStore(_open(config, read_only), prefix, read_only=read_only)
 
 
-def _open(config: StoreConfig) -> ObjectStore:
+def _open(config: StoreConfig, read_only: bool) -> ObjectStore:
     if config.type == "s3":
         from s3ws_fs.store.s3 import S3Store
 
@@ -31,4 +32,4 @@ def _open(config: StoreConfig) -> ObjectStore:
     from s3ws_fs.store.local import LocalStore
 
     assert config.path is not None
-    return LocalStore(config.path)
+    return LocalStore(config.path, read_only=read_only)

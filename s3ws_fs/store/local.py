@@ -72,10 +72,17 @@ _Attributes = tuple[str, Mapping[str, str]]
 class LocalStore(ObjectStore):
     """One directory. Any number of processes may use it at once."""
 
-    def __init__(self, root: str) -> None:
-        """`root` must exist or its parent must. Raises PermanentError."""
+    def __init__(self, root: str, *, read_only: bool = False) -> None:
+        """`root` must exist or its parent must. Raises PermanentError.
+
+        Read-only, it must exist, and nothing is made or removed in it.
+        """
         super().__init__()
+        self._temp = -1
         try:
+            if read_only:
+                self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                return
             with contextlib.suppress(FileExistsError):
                 os.mkdir(root, 0o700)
             # The root itself may be a symlink: that is the administrator's choice.
@@ -218,7 +225,8 @@ class LocalStore(ObjectStore):
     def close(self) -> None:
         """See ObjectStore.close."""
         for fd in (self._temp, self._root):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
         self._temp = self._root = -1
 
     def _check(self, op: str, key: str) -> None:

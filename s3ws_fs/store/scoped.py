@@ -4,6 +4,7 @@ Invariants
 1. Every key that reaches the inner store starts with the prefix, and names nothing outside of it
    (check_key: no "..", no empty segment, no backslash, no absolute key).
 2. A listing never asks for, and never returns, a key outside of the prefix.
+3. Read-only, it refuses whatever would write or delete, before the inner store sees it.
 
 Called by transfer, replica's worker side, the CLI's checks, and tests.
 """
@@ -33,12 +34,19 @@ from s3ws_fs.store.body import Body
 PROBE_PREFIX: Final = "journal/probe/"
 """Where `probe_conditional` keeps its scratch objects for a moment."""
 
+_WRITES: Final = frozenset({"put", "copy", "delete"})
+
 
 class ScopedStore:
     """The contract of ObjectStore with keys relative to `prefix` (which ends in a slash)."""
 
     def __init__(
-        self, inner: ObjectStore, prefix: str, *, randbits: RandBits = secrets.randbits
+        self,
+        inner: ObjectStore,
+        prefix: str,
+        *,
+        randbits: RandBits = secrets.randbits,
+        read_only: bool = False,
     ) -> None:
         if not prefix.endswith("/"):
             raise PermanentError("open", ascii(prefix[:200]), "the prefix must end in a slash")
@@ -46,6 +54,7 @@ class ScopedStore:
         self._inner = inner
         self._randbits = randbits
         self.prefix = prefix
+        self._read_only = read_only
 
     @property
     def counters(self) -> Counters:
@@ -173,6 +182,8 @@ class ScopedStore:
         return Conditional(must_create, if_match, src, dst, delete, many)
 
     def _full(self, op: str, key: str) -> str:
+        if self._read_only and op in _WRITES:
+            raise PermanentError(op, key, "the store was opened for reading only")
         if key.startswith("/"):
             raise PermanentError(op, ascii(key[:200]), "not a usable key: it is absolute")
         check_key(op, self.prefix + key)

@@ -129,6 +129,12 @@ class WorkerClient:
         if self._last is not None:
             await self._bury(self._last)
 
+    async def rest(self) -> None:
+        """End the worker if nothing is asked of it; the next request starts one again."""
+        current = self._current
+        if current is not None and not current.asked:
+            await self._bury(current)
+
     async def ask(
         self,
         cmd: str,

@@ -8,7 +8,7 @@ Invariants
    server's own clock.
 4. Restored records are verified (header, records digest, chain of hashes) before anyone sees them.
 
-Called by worker.
+Called by worker and following.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def survey(store: ScopedStore) -> JournalState:
     header, digest = None, ""
     if newest:
         header, digest = _newest_header(store, newest, bool(above))
-        _check_place(header, layout.seg_key(newest), workspace, newest)
+        check_place(header, layout.seg_key(newest), workspace, newest)
     size = sum(size for n, size in found if n > checkpoint)
     return JournalState(workspace, newest, header, digest, checkpoint, above, size)
 
@@ -211,7 +211,8 @@ def _newest_header(store: ScopedStore, newest: int, above: bool) -> tuple[Header
     return header, header.prev_hash
 
 
-def _check_place(header: Header, where: str, workspace: str | None, number: int) -> None:
+def check_place(header: Header, where: str, workspace: str | None, number: int) -> None:
+    """Raise FormatError unless the object belongs at that number of this workspace."""
     if header.workspace != workspace:
         raise FormatError(where, f"belongs to workspace {header.workspace}, not {workspace}")
     if header.number != number:
@@ -312,7 +313,7 @@ def collect_garbage(store: ScopedStore, frozen: Frozen) -> int:
     return removed
 
 
-def _fetch_records(store: ScopedStore, key: str, directory: Path, name: str) -> RecordsFile:
+def fetch_records(store: ScopedStore, key: str, directory: Path, name: str) -> RecordsFile:
     """Header and records of a journal object into a spool file, verified."""
     first = store.get(key, 0, WHOLE_GET_BYTES_MAX)
     header = journal.decode_header(first.data, key)
@@ -345,7 +346,7 @@ def restore(
         key = layout.ckpt_key(state.checkpoint)
         jobs.insert(0, (key, state.checkpoint, journal.KIND_CHECKPOINT))
     futures = [
-        pool.submit(_fetch_records, store, key, directory, f"restore-{kind}-{n:016x}")
+        pool.submit(fetch_records, store, key, directory, f"restore-{kind}-{n:016x}")
         for key, n, kind in jobs
     ]
     files: list[RecordsFile] = []
@@ -353,7 +354,7 @@ def restore(
     for (key, number, kind), future in zip(jobs, futures, strict=True):
         file = future.result()
         header = file.header
-        _check_place(header, key, state.workspace, number)
+        check_place(header, key, state.workspace, number)
         if header.kind != kind:
             raise FormatError(key, f"is a {header.kind}")
         if kind == journal.KIND_SEGMENT and before and header.prev_hash != before:

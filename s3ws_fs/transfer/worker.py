@@ -47,7 +47,7 @@ from s3ws_fs.core.ids import RandBits
 from s3ws_fs.core.types import Location
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.scoped import ScopedStore
-from s3ws_fs.transfer import journaling, reconcile, spool, wire
+from s3ws_fs.transfer import following, journaling, reconcile, spool, wire
 from s3ws_fs.transfer.ahead import Ahead
 from s3ws_fs.transfer.fetch import ExtentSource, coalesce, fetch_from_mirror, fetch_group
 from s3ws_fs.transfer.freeze import FreezeRequest, Frozen, Readable, freeze
@@ -66,7 +66,7 @@ Reply = Callable[..., None]
 class Means:
     """What a worker reaches the world by; a simulation passes its own."""
 
-    open_store: Callable[[StoreConfig, str], ScopedStore] = open_store
+    open_store: Callable[..., ScopedStore] = open_store
     open_reader: Callable[[Path], Readable] = open_reader
     pool: Callable[[int, str], Executor] = ThreadPoolExecutor
     randbits: RandBits = secrets.randbits
@@ -198,7 +198,8 @@ class Worker:
         means = self._means
         self._reader = means.open_reader(directory)
         self._ahead = Ahead(self._reader, directory, self._spool, means.randbits)
-        self._store = means.open_store(config, ask["prefix"])
+        how = {"read_only": True} if ask.get("read_only") else {}
+        self._store = means.open_store(config, ask["prefix"], **how)
         self._transfers = means.pool(max(1, config.max_parallel - FETCH_LANES), "transfer")
         self._workspace = ask.get("workspace", "")
         if ask.get("conditional") is not None:
@@ -241,6 +242,20 @@ class Worker:
             part({"file": str(file.path), "where": file.where, "kind": file.header.kind})
         mirrored = journaling.read_mirrored(self.store, state.workspace)
         return state.to_json() | {"mirrored": mirrored}
+
+    def do_follow(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """Segments that a read-only mount does not show yet into the spool, one part a file."""
+        look = following.follow(
+            self.store,
+            ask["workspace"],
+            ask["number"],
+            ask["hash"],
+            self._spool,
+            surely=ask["surely"],
+        )
+        for file in look.files:
+            part({"file": str(file.path), "where": file.where})
+        return {"end": look.end, "lost": look.lost}
 
     def do_freeze(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Copy out what is unsealed and what the mirror has to look at."""

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3ws_fs.core.backoff import RETRY_MAX_S, RETRY_MIN_S, Debounce, Retry
+from s3ws_fs.core.backoff import (
+    FOLLOW_IDLE_S_MAX,
+    RETRY_MAX_S,
+    RETRY_MIN_S,
+    Debounce,
+    Pace,
+    Retry,
+)
 
 gaps = st.lists(st.floats(min_value=0.0, max_value=40.0, allow_nan=False), max_size=80)
 
@@ -88,3 +95,18 @@ def test_retry_bounds(draws: list[float]) -> None:
         assert span / 2 <= retry.failed(draw) <= span
     retry.worked()
     assert retry.failed(0.0) == RETRY_MIN_S / 2
+
+
+def test_the_pace_is_bounded_and_starts_anew() -> None:
+    pace = Pace(2.0)
+    waits = []
+    for _ in range(20):
+        waits.append(pace.wait_s)
+        pace.nothing()
+    assert waits[:3] == [2.0, 3.0, 4.5]
+    assert pace.wait_s == FOLLOW_IDLE_S_MAX
+    pace.found()
+    assert pace.wait_s == 2.0
+    slow = Pace(300.0)
+    slow.nothing()
+    assert slow.wait_s == 300.0

@@ -173,6 +173,11 @@ def test_credentials_in_an_endpoint_are_refused_and_not_repeated() -> None:
         assert "hunter2" not in str(caught.value)
 
 
+def test_a_read_only_mount_has_a_cache_of_its_own() -> None:
+    writing, following = CONFIG.workspace_cache_dir, replace(CONFIG, read_only=True)
+    assert following.workspace_cache_dir == writing + "-ro"
+
+
 def test_cache_directory_follows_the_workspace_and_not_the_way_to_it() -> None:
     def where(store: StoreConfig, workspace: WorkspaceId = CONFIG.workspace) -> str:
         return replace(CONFIG, store=store, workspace=workspace).workspace_cache_dir

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from s3ws_fs.core.errors import FsError, PermanentError, TransientError
+from s3ws_fs.core.errors import FsError, GoneError, PermanentError, TransientError
 from s3ws_fs.core.types import Attr, Location, NeedExtents
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse import operations as operations_module
@@ -44,7 +44,10 @@ class ColdFs:
 
 
 def _operations(
-    fs: object, fetch: Callable[[NeedExtents], Awaitable[None]] | None = None
+    fs: object,
+    fetch: Callable[[NeedExtents], Awaitable[None]] | None = None,
+    *,
+    is_following: bool = False,
 ) -> Operations:
     async def nothing() -> None:
         return None
@@ -53,7 +56,12 @@ def _operations(
         assert need is NEED
         await trio.lowlevel.checkpoint()
 
-    return Operations(cast(FileSystem, fs), fetch=fetch or fetched, wait_durable=nothing)
+    return Operations(
+        cast(FileSystem, fs),
+        fetch=fetch or fetched,
+        wait_durable=nothing,
+        is_following=is_following,
+    )
 
 
 def _setattr(ops: Operations) -> Awaitable[pyfuse3.EntryAttributes]:
@@ -180,6 +188,65 @@ async def test_a_missing_name_is_answered_so_that_the_kernel_remembers() -> None
     entry = await _operations(Empty()).lookup(1, b"x", CTX)
     assert entry.st_ino == 0
     assert entry.entry_timeout > 3600
+
+
+class Following:
+    """A filesystem whose inode 7 went, and 8 is there."""
+
+    def __init__(self) -> None:
+        self.opened: list[int] = []
+
+    def getattr(self, ino: int) -> Attr:
+        if ino == 7:
+            raise GoneError(ino)
+        return ATTR
+
+    def lookup(self, parent: int, name: bytes) -> Attr:
+        if parent == 7:
+            raise GoneError(parent)
+        raise FsError(errno.ENOENT)
+
+    def open(self, ino: int) -> None:
+        self.opened.append(ino)
+
+    def mkdir(self, *_: object) -> Attr:
+        raise AssertionError("reached the filesystem")
+
+
+async def _code(call: Awaitable[object]) -> int:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await call
+    return int(caught.value.errno)
+
+
+async def test_while_following_what_went_is_stale_and_nothing_is_kept() -> None:
+    fs = Following()
+    ops = _operations(fs, is_following=True)
+    assert await _code(ops.getattr(7, CTX)) == errno.ESTALE
+    assert await _code(ops.lookup(7, b"x", CTX)) == errno.ESTALE
+    assert await _code(ops.open(7, 0, CTX)) == errno.ESTALE
+    assert await _code(ops.opendir(7, CTX)) == errno.ESTALE
+    assert fs.opened == []
+    assert (await ops.lookup(8, b"x", CTX)).entry_timeout == 0
+    entry = await ops.getattr(8, CTX)
+    assert (entry.attr_timeout, entry.entry_timeout) == (0, 0)
+    assert await _code(ops.mkdir(8, b"x", 0o700, CTX)) == errno.EROFS
+    assert await _code(_operations(fs).getattr(7, CTX)) == errno.ENOENT  # a mount that writes
+
+
+async def test_pages_of_files_that_changed_are_dropped_at_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ops = _operations(Following(), is_following=True)
+    assert (await ops.open(8, 0, CTX)).keep_cache
+    ops.note_rewritten([8, 9])
+    assert not (await ops.open(8, 0, CTX)).keep_cache
+    assert (await ops.open(10, 0, CTX)).keep_cache
+    monkeypatch.setattr(operations_module, "REWRITTEN_MAX", 2)
+    ops.note_rewritten([11])
+    assert not (await ops.open(10, 0, CTX)).keep_cache
+    ops.note_rewritten([12])
+    assert not (await ops.open(13, 0, CTX)).keep_cache
 
 
 async def test_cancellation_passes_through() -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -20,6 +20,7 @@ from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.types import ROOT_INO, Cred, NeedExtents
 from s3ws_fs.daemon.parts import identity
 from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.replica.follower import Follower
 from s3ws_fs.replica.replicator import Replicator
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.scoped import ScopedStore
@@ -173,11 +174,16 @@ def bucket(config: MountConfig) -> Iterator[ScopedStore]:
 
 @pytest.fixture
 def mounter(config: MountConfig) -> Mounter:
-    """`async with mounter() as m:` mounts; `cache="b"`: on another host, `run=True`: flushes."""
+    """`async with mounter() as m:` mounts; `cache="b"`: on another host, `run=True`: flushes.
+
+    `read_only=True`: follows (`run=True`: by itself).
+    """
 
     @contextlib.asynccontextmanager
-    async def mount(cache: str = "a", *, run: bool = False) -> AsyncIterator[Mount]:
-        own = replace(config, cache_dir=f"{config.cache_dir}-{cache}")
+    async def mount(
+        cache: str = "a", *, run: bool = False, read_only: bool = False
+    ) -> AsyncIterator[Mount]:
+        own = replace(config, cache_dir=f"{config.cache_dir}-{cache}", read_only=read_only)
         opened = open_cache(
             Path(own.workspace_cache_dir),
             identity(own),
@@ -186,21 +192,28 @@ def mounter(config: MountConfig) -> Mounter:
         )
         with opened:
             durability = Durability(opened)
-            replica = Replicator(own, opened, durability)
+            replica: Replicator | Follower = (
+                Follower(own, opened) if read_only else Replicator(own, opened, durability)
+            )
             fs = FileSystem(
                 opened,
                 quota_bytes=own.max_size_bytes,
                 quota_inodes=own.max_inodes,
                 on_change=replica.notify,
+                is_following=read_only,
             )
+            if isinstance(replica, Follower):
+                replica.is_open, replica.note_orphans = fs.is_open, fs.note_orphans
             try:
                 await replica.prepare(lambda _: None)
-                fs.make_root(uid=0, gid=0, mode=0o755)
+                if not read_only:
+                    fs.make_root(uid=0, gid=0, mode=0o755)
                 fs.drop_orphans_unmounted()
                 async with trio.open_nursery() as nursery:
                     if run:
                         nursery.start_soon(replica.run)
-                    yield Mount(own, opened, fs, replica)
+                    # For the tests of following: what both have is called alike.
+                    yield Mount(own, opened, fs, cast(Replicator, replica))
                     nursery.cancel_scope.cancel()
             finally:
                 with trio.CancelScope(shield=True):

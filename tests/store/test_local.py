@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -213,6 +214,31 @@ def test_a_root_that_can_not_be(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "no" / "such"):
         with pytest.raises(PermanentError, match="can't use"):
             open_store(StoreConfig("local", path=str(path)), "p/")
+
+
+def test_opened_for_reading_it_makes_nothing(root: Path, tmp_path: Path) -> None:
+    root.mkdir()
+    (root / "p").mkdir()
+    (root / "p" / "k").write_bytes(b"1")
+    before = [(path, path.stat().st_mtime_ns) for path in (root, *sorted(root.rglob("*")))]
+    store = open_store(StoreConfig("local", path=str(root)), "p/", read_only=True)
+    assert store.get("k").data == b"1"
+    assert [entry.key for entry in store.list()] == ["k"]
+    attempts: list[Callable[[], object]] = [
+        lambda: store.put("k", b"2"),
+        lambda: store.copy("k", "l"),
+        lambda: store.delete("k"),
+        lambda: store.delete_many(["k"]),
+        store.probe_conditional,
+    ]
+    for attempt in attempts:
+        with pytest.raises(PermanentError, match="for reading only"):
+            attempt()
+    store.close()
+    assert before == [(path, path.stat().st_mtime_ns) for path in (root, *sorted(root.rglob("*")))]
+    with pytest.raises(PermanentError, match="can't use"):
+        open_store(StoreConfig("local", path=str(tmp_path / "none")), "p/", read_only=True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_two_processes_worth_of_stores_share_one_root(root: Path) -> None:

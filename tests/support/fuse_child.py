@@ -109,7 +109,7 @@ async def run(options: dict[str, Any], ready_fd: int) -> None:
     if options.get("traced"):
         kind = TracedFileSystem
     if options.get("by_libfuse"):
-        mount._mount_directly = lambda mountpoint, allow_other: None
+        mount._mount_directly = lambda mountpoint, allow_other, read_only: None
     with cache:
         fs = kind(
             cache,
