@@ -11,6 +11,7 @@ Called by tests only.
 from __future__ import annotations
 
 import enum
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,11 +65,17 @@ class MemoryStore(ObjectStore):
     """Objects in a dict. `fault` may be replaced at any time."""
 
     def __init__(
-        self, fault: FaultHook | None = None, now_ns: Callable[[], int] | None = None
+        self,
+        fault: FaultHook | None = None,
+        now_ns: Callable[[], int] | None = None,
+        *,
+        etags_by_content: bool = False,
     ) -> None:
-        """`now_ns`: the server's clock; without it a counter stands for it, one second a change."""
+        """`now_ns`: the server's clock; without it a counter stands for it, one second a change.
+        `etags_by_content`: equal bytes have equal ETags, as on S3; else each write has its own."""
         super().__init__()
         self._now_ns = now_ns
+        self._etags_by_content = etags_by_content
         self.fault = fault
         self._objects: dict[str, _Object] = {}
         self._lock = threading.RLock()
@@ -82,7 +89,7 @@ class MemoryStore(ObjectStore):
     def fork(self) -> MemoryStore:
         """Another store with the same objects, ETags and times; from here on they are two."""
         with self._lock:
-            made = MemoryStore(now_ns=self._now_ns)
+            made = MemoryStore(now_ns=self._now_ns, etags_by_content=self._etags_by_content)
             made._objects = dict(self._objects)
             made._version = self._version
         return made
@@ -241,6 +248,8 @@ class MemoryStore(ObjectStore):
     def _store(self, key: str, data: bytes, content_type: str, metadata: Mapping[str, str]) -> str:
         self._version = version = self._version + 1
         etag = f"memory-{version}"
+        if self._etags_by_content:
+            etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
         now_ns = version * 10**9 if self._now_ns is None else self._now_ns()
         info = ObjectInfo(key, len(data), etag, now_ns, content_type, dict(metadata))
         self._objects[key] = _Object(data, info)

@@ -76,6 +76,7 @@ def main() -> int:
     failed = 0
     began_s = time.monotonic()
     oldest_s = 0.0
+    most_tries = 0
     for seed in range(first, last + 1):
         world, found = attempt(seed, args.ops, args.trace)
         if world is not None:
@@ -83,6 +84,7 @@ def main() -> int:
             totals.update(world.weather.seen)
             totals["lives"] += world.lives
             oldest_s = max(oldest_s, world.oldest_s)
+            most_tries = max(most_tries, world.weather.most_tries)
         if found:
             failed += 1
             operations = shrink(seed, args.ops) if args.shrink else args.ops
@@ -94,6 +96,7 @@ def main() -> int:
     for name, number in sorted(totals.items()):
         print(f"{number:10d}  {name}")
     print(f"{oldest_s:10.1f}  seconds: the oldest dirt in fair weather")
+    print(f"{most_tries:10d}  requests within a minute, at most, while nothing worked")
     print(f"{time.monotonic() - began_s:10.1f}  seconds, {failed} runs that found something")
     if first == last and not failed and world is not None:
         print(f"seed {first}, {args.ops} operations: digest {world.digest}")

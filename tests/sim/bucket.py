@@ -48,7 +48,7 @@ class Bucket(MemoryStore):
         prefix: str,
         on_segment: Callable[[journal.Header], None],
     ) -> None:
-        super().__init__(now_ns=now_ns)
+        super().__init__(now_ns=now_ns, etags_by_content=True)
         self._prefix = prefix
         self._on_segment = on_segment
         self.ignores_conditions = False
@@ -157,6 +157,10 @@ class Link(ObjectStore):
         process.sends(op, key)
         try:
             strands.sleep(world.weather.before_s())
+            while (left_s := process.host.out_of_touch_until_s - world.now_s()) > 0:
+                world.weather.trouble()
+                strands.sleep(left_s)
+                world.weather.trouble()
         except strands.Died:
             if changes and world.rng.random() < LATE_CHANCE:
                 world.apply_late(apply)

@@ -37,6 +37,7 @@ from tests.sim.bucket import Link
 from tests.sim.tree import Branch, Nodes, Wrong
 
 if TYPE_CHECKING:
+    from tests.sim.life import Life
     from tests.sim.world import World
 
 PAGE_BYTES: Final = 4096
@@ -66,6 +67,12 @@ class Host:
         self.process: Process | None = None
         self.is_gone = False
         """The daemon was killed: its code may only unwind."""
+        self.life: Life | None = None
+        self.number = 0
+        """The newest segment that it knows of, as restored or sealed by itself."""
+        self.is_refused = False
+        """Its cache has changes that the bucket went on without."""
+        self.out_of_touch_until_s = 0.0
         self._image: bytes | None = None
         self.keeps_image = False
         self._syncing: Callable[[], None] | None = None
@@ -147,6 +154,12 @@ class Host:
         raw = bytearray(self._saved[path])
         raw[at : at + 600] = self.world.rng.randbytes(600)
         self._saved[path] = bytes(raw)
+
+    def lose_touch(self, seconds: float) -> None:
+        """What it sends from now on gets there after so long only: frozen, or cut off."""
+        self.world.note("loses touch", self.name)
+        self.world.weather.trouble()
+        self.out_of_touch_until_s = self.world.now_s() + seconds
 
     async def process_dies(self) -> None:
         """SIGKILL for the worker alone."""

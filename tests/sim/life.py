@@ -12,6 +12,7 @@ Called by the modules of sim only.
 from __future__ import annotations
 
 import random
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -59,6 +60,10 @@ class Plan:
     dies_at: int = 0
 
 
+living: ContextVar[Life] = ContextVar("living")
+"""Whose code runs, on the loop's thread."""
+
+
 class Refused(Exception):
     """The mount did not come to be."""
 
@@ -74,6 +79,9 @@ class Life:
         self.host = host
         self.plan = plan
         self.last_ns = 0
+        self.passes_left = plan.dies_at
+        self.done = 0
+        """Operations of people."""
         self._clock = Clock(world.coarse_ns)
         self._scope = trio.CancelScope()
         self.cache: Cache
@@ -196,6 +204,7 @@ class Life:
         host.branch = Branch(nodes, self.cache.generation)
         host.points = {self.cache.generation: dict(nodes)}
         host.fsynced = self.cache.generation
+        host.number = 0 if newest is None else newest.number
         self.world.note("restored", host.name, self.cache.generation)
 
     # --- living --------------------------------------------------------------------------------
@@ -203,6 +212,8 @@ class Life:
     async def run(self) -> None:
         """From opening to the end. Raises Refused."""
         host = self.host
+        host.life = self
+        living.set(self)
         self._open()
         self.world.on_life(self)
         refused: Refused | None = None

@@ -97,6 +97,7 @@ class Person:
             action = rng.choices(actions, weights)[0]
             if len(self._branch.nodes) > NODES_MAX and rng.random() < 0.5:
                 action = rng.choice([self._unlink, self._unlink, self._rmdir])
+            life.done += 1
             life.world.operation(action.__name__, life.host.name)
             await action()
 

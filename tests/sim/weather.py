@@ -5,7 +5,8 @@ its chance, in one of its ways (tests/support/faulty_store.py), or is slow, or h
 
 Invariants
 1. `trouble_s` is when something last went wrong: who fails without a cause has found a bug.
-2. All is by the simulated clock and the seed.
+2. While nothing works, at most TRIES_MAX requests a minute are sent (for each host that is alive).
+3. All is by the simulated clock and the seed.
 
 Called by the modules of sim only.
 """
@@ -20,6 +21,7 @@ from typing import Final
 
 import trio
 
+from tests.sim.tree import Wrong
 from tests.support.faulty_store import CHANGES, Fault, Request
 
 
@@ -51,6 +53,7 @@ SPELLS: Final = (
     Spell("everything", tuple((fault, 0.04) for fault in Fault if "kill" not in fault.value
                               and fault is not Fault.CONFLICT), slow_s=1.0),
 )  # fmt: skip
+TRIES_MAX: Final = 100
 FAIR_S: Final = 100.0
 """How long fair weather lasts, on average."""
 NORMAL_S: Final = 0.02
@@ -66,6 +69,9 @@ class Weather:
         self.spell = FAIR
         self.trouble_s = 0.0
         self.stays_fair = False
+        self._minute = 0
+        self._tries = 0
+        self.most_tries = 0
         self.seen: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -90,8 +96,19 @@ class Weather:
         """Something goes wrong now."""
         self.trouble_s = self._now_s()
 
+    def _count_try(self) -> None:
+        minute = int(self._now_s() / 60)
+        if minute != self._minute:
+            self._minute, self._tries = minute, 0
+        self._tries += 1
+        self.most_tries = max(self.most_tries, self._tries)
+        if self._tries > TRIES_MAX:
+            raise Wrong(f"{self._tries} requests within a minute, and nothing works")
+
     def choose(self, request: Request) -> Fault | None:
         """What happens to a request."""
+        if self.spell.faults[:1] and self.spell.faults[0][1] == 1.0:
+            self._count_try()
         for fault, chance in self.spell.faults:
             if self._rng.random() < chance and _fits(fault, request):
                 self.trouble()

@@ -31,7 +31,7 @@ from s3ws_fs.core.errors import ExitCode, StoreError
 from tests.sim import quiet, strands
 from tests.sim.bucket import Bucket
 from tests.sim.hosts import Host, Killed
-from tests.sim.life import ENDS, LOSS, POWER, UNMOUNT, Life, Plan, Refused, only
+from tests.sim.life import ENDS, KILL, LOSS, POWER, UNMOUNT, Life, Plan, Refused, living, only
 from tests.sim.scale import small_limits
 from tests.sim.tree import Nodes, Wrong, without_orphans
 from tests.sim.weather import Weather
@@ -43,7 +43,11 @@ TICK_NS: Final = 4_000_000
 FLUSHES_KEPT: Final = 64
 REQUESTS_KEPT: Final = 5000
 LIFE_OPERATIONS: Final = (20, 400)
+LATE_S_MAX: Final = 20.0
+"""So long a request of a dead process may still be on its way."""
 RETRY_MOUNT_S: Final = 20.0
+RIVALS_CHANCE: Final = 0.15
+RIVAL_ENDS: Final = (UNMOUNT, KILL, POWER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class World:
         self._pid = 0
         self._flushes: dict[str, Frozen] = {}
         self.newest: Frozen | None = None
+        self._lates_known = 0
         self._late: list[Callable[[], object]] = []
         prefix = self._workspace.prefix
         self.bucket = Bucket(self.coarse_ns, prefix, self._sealed)
@@ -166,6 +171,8 @@ class World:
             durable = cache.points.durable_generation
             raise Wrong(f"sealed {flush.generation}, but a sync point covers {durable} only")
         self.newest = Frozen(flush.host, flush.generation, flush.nodes, header.number)
+        if flush.host.number == before:
+            flush.host.number = header.number
         if cache is not None:
             flush.host.fsynced = max(flush.host.fsynced, flush.generation)
         self.count("seals")
@@ -176,8 +183,8 @@ class World:
         return 0 if self.newest is None else self.newest.generation
 
     def may_be_fenced(self, host: Host) -> bool:
-        """Whether somebody else was the last to seal."""
-        return self.newest is not None and self.newest.host is not host
+        """Whether the bucket went on without this host."""
+        return self.newest is not None and self.newest.number > host.number
 
     def apply_late(self, apply: Callable[[], object]) -> None:
         """A request of a process that died arrives all the same."""
@@ -190,8 +197,9 @@ class World:
             self.nursery.start_soon(self._apply, apply)
 
     async def _apply(self, apply: Callable[[], object]) -> None:
-        await trio.sleep(self.rng.uniform(0, 20))
+        await trio.sleep(self.rng.uniform(0, LATE_S_MAX))
         self.count("applied late")
+        self.note("applied late")
         with contextlib.suppress(StoreError):
             apply()
 
@@ -203,90 +211,112 @@ class World:
 
     async def run(self) -> None:
         """All of it. Raises Wrong."""
+        failpoints.hook = self._passed
         async with trio.open_nursery() as self.nursery:
             self.nursery.start_soon(self.weather.run)
             host = self.new_host()
             while self._left > 0:
-                host = await self._life(host, self._plan())
+                if self.rng.random() < RIVALS_CHANCE:
+                    host = await self._rivals(host)
+                    continue
+                plan = self._plan(self.rng.choice(ENDS))
+                await self._life(host, plan)
+                if plan.end == LOSS or host.is_refused:
+                    host = self._another(host)
             self.weather.stays_fair = True
             self.weather.clear()
             await self._life(host, Plan(0, UNMOUNT, settles=True))
+            if host.is_refused:
+                await self._life(self._another(host), Plan(0, UNMOUNT, settles=True))
             self.nursery.cancel_scope.cancel()
 
-    def _plan(self) -> Plan:
+    def _plan(self, end: str) -> Plan:
         rng = self.rng
         operations = min(self._left, rng.randrange(*LIFE_OPERATIONS))
         self._left -= operations
         dies_at = rng.randrange(1, 2000) if rng.random() < 0.3 else 0
-        return Plan(operations, rng.choice(ENDS), rng.random() < 0.3, dies_at)
+        return Plan(operations, end, rng.random() < 0.3, dies_at)
 
-    async def _life(self, host: Host, plan: Plan) -> Host:
-        """One life; returns who goes on."""
+    async def _life(self, host: Host, plan: Plan) -> None:
+        """One life, from the first try to mount to its end (or until the host is fenced)."""
         self.lives += 1
         self.count(f"end {plan.end}")
         while True:
             life = Life(self, host, plan)
-            before = self.counts["operations"]
+            before = life.done
             try:
-                with self._armed(life):
-                    await life.run()
+                await life.run()
             except Refused as exc:
                 if exc.code == ExitCode.FENCED:
                     self.count("caches given up")
-                    return self._another(host)
+                    host.is_refused = True
+                    return
                 await trio.sleep(RETRY_MOUNT_S)
                 continue
-            if plan.dies_at and host.is_gone and self.counts["operations"] == before:
-                # It died before anybody came: that was none.
-                plan = Plan(plan.operations, plan.end, plan.settles)
-                continue
-            break
-        if plan.end == LOSS:
-            return self._another(host)
-        return host
+            if not (plan.dies_at and host.is_gone and life.done == before):
+                return
+            # It died before anybody came: that was none.
+            plan = Plan(plan.operations, plan.end, plan.settles)
+
+    async def _rivals(self, host: Host) -> Host:
+        """Two hosts mount at once; returns the one that goes on."""
+        self.count("rivals")
+        rng = self.rng
+        other = self.new_host()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._life, host, self._plan(rng.choice(RIVAL_ENDS)))
+            await trio.sleep(rng.uniform(0, 60))
+            if rng.random() < 0.6:
+                host.lose_touch(rng.uniform(20, 300))
+            await self._life(other, self._plan(rng.choice(RIVAL_ENDS)))
+        wins = other if self.newest is not None and self.newest.host is other else host
+        loser = host if wins is other else other
+        shutil.rmtree(loser.base)
+        return self._another(wins) if wins.is_refused else wins
 
     def _another(self, host: Host) -> Host:
         shutil.rmtree(host.base)
         return self.new_host()
 
-    @contextlib.contextmanager
-    def _armed(self, life: Life) -> Iterator[None]:
-        """Have daemon or worker die at a failpoint."""
-        left = life.plan.dies_at
-
-        def hook(point: str) -> None:
-            nonlocal left
-            strand = strands.current()
-            if strand is None and life.host.is_gone:
+    def _passed(self, point: str) -> None:
+        """A failpoint is passed: perhaps the daemon or the worker dies there."""
+        strand = strands.current()
+        life = living.get(None) if strand is None else strand.owner.host.life
+        if life is None or (host := life.host).cache is None:
+            return
+        if host.is_gone:
+            if strand is None:
                 raise Killed
-            if life.host.cache is None or life.host.is_gone:
-                return
-            if point == failpoints.SYNC_FLUSHED:
-                life.host.flushed()
-            left -= 1
-            if left != 0:
-                return
-            self.note("dies at", point)
-            self.counts[f"died at {point}"] += 1
-            if strand is not None:
-                strands.wait(life.host.process_dies)
-                raise strands.Died
-            if life.plan.end == POWER:
-                life.host.cut_power()
-            else:
-                life.host.die()
-            raise Killed
+            return
+        if point == failpoints.SYNC_FLUSHED:
+            host.flushed()
+        life.passes_left -= 1
+        if life.passes_left != 0:
+            return
+        self.note("dies at", point)
+        self.counts[f"died at {point}"] += 1
+        if strand is not None:
+            strands.wait(host.process_dies)
+            raise strands.Died
+        if life.plan.end == POWER:
+            host.cut_power()
+        else:
+            host.die()
+        raise Killed
 
-        failpoints.hook = hook
-        try:
-            yield
-        finally:
-            failpoints.hook = None
+    def _lates(self) -> int:
+        """How much came late so far, or when nobody knew of it any more."""
+        return self.counts["applied late"] + self.weather.seen["fault late"]
 
     async def settle(self, life: Life) -> None:
         """Fair weather until everything is in step; then everything is looked at."""
         self.weather.stays_fair = True
         self.weather.clear()
+        if self._lates() != self._lates_known or self.counts["rivals"]:
+            # What came late may stand where a listing was before it: another one is due.
+            await trio.sleep(LATE_S_MAX)
+            life.cache.put_json("mirror_known", False)
+            self._lates_known = self._lates()
         await quiet.settle(self, life)
         self.count("settled")
         self.weather.stays_fair = False
@@ -306,6 +336,7 @@ def simulate(
     except BaseExceptionGroup as group:
         raise only(group) from group
     finally:
+        failpoints.hook = None
         strands.end_threads()
         shutil.rmtree(base, ignore_errors=True)
 

@@ -96,11 +96,12 @@ def seaweed_config(seaweed: Seaweed, aws_env: None, monkeypatch: pytest.MonkeyPa
     return StoreConfig("s3", seaweed.bucket, endpoint_url=seaweed.endpoint_url)
 
 
-@pytest.fixture(params=["memory", "faulty", "local", "seaweed", "moto"])
+@pytest.fixture(params=["memory", "content", "faulty", "local", "seaweed", "moto"])
 def subject(request: pytest.FixtureRequest, tmp_path: Path, aws_env: None) -> Iterator[Subject]:
     """Each store in turn, empty below `root`."""
     make: dict[str, Callable[[], Subject]] = {
         "memory": lambda: Subject("memory", MemoryStore()),
+        "content": lambda: Subject("content", MemoryStore(etags_by_content=True)),
         "faulty": lambda: Subject("faulty", FaultyStore(MemoryStore())),
         "local": lambda: Subject("local", LocalStore(str(tmp_path / "bucket"))),
         "seaweed": lambda: Subject(
