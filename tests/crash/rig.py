@@ -23,7 +23,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -61,8 +61,9 @@ STORE_STEP_NS: Final = 600 * 10**9
 SYNC: Final = "sync"
 FINAL: Final = "final"
 HYDRATE: Final = "hydrate"
+DIE: Final = "die"
 Step = Op | str
-"""An operation, or one of SYNC, FINAL, HYDRATE."""
+"""An operation, or one of SYNC, FINAL, HYDRATE, DIE."""
 
 DATA: Final = Path(DATA_DIR) / DATA_FILE
 FILES: Final = (DATA, Path(syncpoint.SIDE_FILE), Path(syncpoint.BOOT_FILE), Path("identity.json"))
@@ -95,6 +96,10 @@ def small_limits() -> contextlib.ExitStack:
     ):
         stack.enter_context(mock.patch.object(where, name, value))
     return stack
+
+
+class Died(BaseException):
+    """The process of a rig is killed."""
 
 
 class StoreClock:
@@ -189,6 +194,11 @@ class Rig:
         self.choose, self.on_point = nothing, ignore
         self.run(())
 
+    def run_and_die(self, steps: Sequence[Step]) -> None:
+        """The same, but at the end nothing is closed: the process is killed there."""
+        with contextlib.suppress(Died):
+            self.run([*steps, DIE])
+
     async def _run(self, steps: Sequence[Step]) -> None:
         self._left = list(steps)
         for tries in range(1, TRIES_MAX + 1):
@@ -240,6 +250,10 @@ class Rig:
             result = await mount.sync()
             assert not result["conflicts"], result
             known.sealed = max(known.sealed, result["sealed"])
+        elif step == DIE:
+            self._keep("killed")
+            self.is_watching = False
+            raise Died
         elif step == FINAL:
             assert await mount.replica.final_flush(ignore) == []
             known.sealed = known.acknowledged
@@ -302,7 +316,7 @@ class Rig:
             self.opened = self.events
         if not self.is_watching or not (self.directory / DATA).exists():
             return
-        files = _read(self.directory, FILES)
+        files = read_files(self.directory)
         self._disk.setdefault(DATA, files[DATA])
         if event == failpoints.SYNC_FLUSHED:
             self._disk[DATA] = files[DATA]
@@ -333,7 +347,7 @@ class Rig:
     def killed(self, crash: Crash) -> None:
         """What must hold after SIGKILL there. Raises AssertionError."""
         with self._about(crash, "killed"), small_limits():
-            _write(self.directory, crash.files)
+            write_files(self.directory, crash.files)
             self._check_cache(BOOT)
             sealed = self._check_bucket(crash)
             low = crash.acknowledged
@@ -345,7 +359,7 @@ class Rig:
         """What must hold after a power cut there; `least`: nothing reached the disk by itself."""
         files = crash.at_least if least else crash.files
         with self._about(crash, "power cut" + " (least)" * least), small_limits():
-            _write(self.directory, files)
+            write_files(self.directory, files)
             if any(syncpoint.read_slots(self.directory)):
                 self._check_cache(OTHER_BOOT)
             else:
@@ -366,14 +380,14 @@ class Rig:
 
     def _check_cache(self, boot_id: str) -> None:
         checked = checking.check_cache(self.directory, ignore, boot_id=boot_id)
-        _require_fine(checked.report)
+        require_fine(checked.report)
 
     def _check_bucket(self, crash: Crash) -> int:
         """The bucket alone: sound, and one instant, at or after what was promised."""
         store = crash.store.fork()
         generation = newest_generation(store)
         assert generation >= crash.sealed, f"{generation} is sealed, {crash.sealed} was said to be"
-        _require_fine(audit(self._scoped(store), at_once(), ignore).report)
+        require_fine(audit(self._scoped(store), at_once(), ignore).report)
         if generation:
             wanted = self.known.states[generation]
             found = restored(self.base / "second", store, self.config)
@@ -414,13 +428,13 @@ class Rig:
         """The bucket is the cache: journal by audit, mirror by the model."""
         local = self._local_side(mount.cache)
         done = audit(self._scoped(store), at_once(), ignore, local=local)
-        _require_fine(done.report, pending=False)
+        require_fine(done.report, pending=False)
         _require_mirror(self._scoped(store), wanted)
 
     def _local_side(self, cache: Cache) -> LocalSide:
         checked = checking.Checked(Report(), prefix=self.config.workspace.prefix)
         checking.check_records(cache, checked, ignore)
-        _require_fine(checked.report, pending=False)
+        require_fine(checked.report, pending=False)
         assert checked.tables is not None and checked.values is not None
         return LocalSide(cache, checked.tables, checked.values)
 
@@ -457,7 +471,7 @@ def _require_same(wanted: State, got: State, what: str) -> None:
     assert not found, f"{what}: " + "; ".join(found[:10])
 
 
-def _require_fine(report: Report, *, pending: bool = True) -> None:
+def require_fine(report: Report, *, pending: bool = True) -> None:
     fine = FINE if pending else (Severity.NOTE,)
     bad = [finding for finding in report.findings if finding.severity not in fine]
     assert not bad, bad
@@ -471,16 +485,18 @@ def _require_mirror(store: ScopedStore, wanted: State) -> None:
         assert store.get(key).data == data, f"mirror: {key} has other bytes"
 
 
-def _read(directory: Path, names: Iterable[Path]) -> Images:
+def read_files(directory: Path) -> Images:
+    """A cache's files, as the kernel has them."""
     found = {}
-    for name in names:
+    for name in FILES:
         with contextlib.suppress(FileNotFoundError):
             found[name] = (directory / name).read_bytes()
     return found
 
 
-def _write(directory: Path, files: Images) -> None:
-    """Invariant 2: the inode of the database is kept aside, should a mount put it elsewhere."""
+def write_files(directory: Path, files: Images) -> None:
+    """Put a cache's files back, into the same inode (invariant 2): it is kept aside, should a
+    mount put the database elsewhere."""
     kept, data = directory.parent / "kept.mdb", directory / DATA
     if not kept.exists():
         kept.hardlink_to(data)
@@ -496,6 +512,11 @@ def _write(directory: Path, files: Images) -> None:
         os.ftruncate(fd, 0)
         os.pwrite(fd, raw, 0)
         os.close(fd)
+
+
+def close_lock(cache: Cache) -> None:
+    """Release the lock of a cache that was let go, as the end of its process does."""
+    os.close(cache._lock_fd)
 
 
 def fast_directory(name: str) -> Any:

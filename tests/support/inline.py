@@ -217,6 +217,7 @@ async def inline_mount(
         now_ns=now_ns or Ticks(),
         boot_id=boot_id,
     )
+    mount: Mount | None = None
     try:
         on_open(cache)
         mount = assemble(config, cache, lambda: store, seed)
@@ -226,6 +227,8 @@ async def inline_mount(
         yield mount
         await mount.replica.worker.close()
     except BaseException:
+        if mount is not None:
+            await mount.replica.worker.close()
         cache.let_go()
         os.close(cache._lock_fd)
         raise
