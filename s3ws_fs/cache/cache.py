@@ -96,6 +96,8 @@ class _Write:
                 tx.finish()
                 if cache.headroom.level and not cache.headroom.allows(tx, cache.head):
                     raise FsError(errno.ENOSPC, cache.headroom.reason())
+                if cache.before_commit is not None:
+                    cache.before_commit(tx)
                 failpoints.hit(failpoints.COMMIT_BEFORE)
                 self._txn.commit()
             except BaseException as error:
@@ -148,6 +150,8 @@ class Cache(Bookkeeping):
         self.recovered = recovered
         """How it was opened, and what became of the one before."""
         self.on_bytes: Callable[[int], None] = lambda _: None
+        self.before_commit: Callable[[Tx], None] | None = None
+        """Told of each operation when all of it is written, just before its commit."""
         self.uncovered_bytes = 0
         self._boot_id = boot_id
         self._lock_fd = lock_fd

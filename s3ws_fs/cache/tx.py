@@ -40,7 +40,16 @@ def drop_prefix(txn: lmdb.Transaction[bytes], table: lmdb._Database, prefix: byt
 class Tx(View):
     """A View that also writes. `generation` is the number this change will have."""
 
-    __slots__ = ("changed", "generation", "head_rec", "is_freeing", "now_ns", "put_bytes")
+    __slots__ = (
+        "answer",
+        "changed",
+        "generation",
+        "head_rec",
+        "is_freeing",
+        "is_housekeeping",
+        "now_ns",
+        "put_bytes",
+    )
 
     def __init__(
         self, txn: lmdb.Transaction[bytes], tables: Tables, head: Head, now_ns: int
@@ -52,6 +61,10 @@ class Tx(View):
         self.changed = False
         self.is_freeing = False
         self.put_bytes = 0
+        self.answer = 0
+        """What the caller is answered, where a number is (see fuse.once)."""
+        self.is_housekeeping = False
+        """Nobody asked for this change."""
 
     def finish(self) -> None:
         """Write the head record: called once, just before the commit."""

@@ -35,7 +35,7 @@ def _point(name: str, holds: str) -> str:
     return name
 
 
-# --- a change, in the daemon (cache/cache.py) ------------------------------------------------
+# --- a change, in the daemon (cache/cache.py, fuse/translate.py) -----------------------------
 
 COMMIT_BEFORE: Final = _point(
     "commit.before",
@@ -54,6 +54,12 @@ BOOK_AFTER: Final = _point(
     "book.after",
     "This piece of bookkeeping is noted as a whole; the file tree and the generation are as they "
     "were.",
+)
+
+ANSWER_BEFORE: Final = _point(
+    "answer.before",
+    "What the request did is there as a whole, and whoever asked waits: the next daemon of this "
+    "mount answers it, and does not do it again.",
 )
 
 # --- opening and closing a cache -------------------------------------------------------------

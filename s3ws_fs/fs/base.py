@@ -45,12 +45,40 @@ class FsBase:
         self._open_counts: dict[int, int] = {}
         self._orphans: set[int] = set()
         self._forgotten: set[int] = set()
+        self._took_over = False
+        self._doubtful: set[int] = set()
+        """Orphans of which only the kernel knows whether somebody has them open."""
 
     def awaits_forget(self) -> bool:
         """Whether a deleted file that nobody has open waits for the kernel to let go of it."""
         return any(
             ino not in self._open_counts for ino in self._orphans if ino not in self._forgotten
         )
+
+    def take_over_orphans(self) -> None:
+        """The mount stands already: what is open was opened under another daemon, and not counted.
+
+        So the kernel has to be asked about every orphan: see `doubtful`.
+        """
+        with self.cache.read() as view:
+            keys = [int.from_bytes(key, "big") for key, _ in view.txn.cursor(db=view.db.orphans)]
+        self._took_over = True
+        self._orphans.update(keys)
+        self._doubtful.update(keys)
+        if keys:
+            self.on_forgotten()
+
+    def doubtful(self) -> list[int]:
+        """Orphans that may go, if the kernel does not know them; then comes `settle`."""
+        return sorted(self._doubtful)
+
+    def settle(self, asked: list[int], unknown: list[int]) -> None:
+        """Of the orphans `asked` the kernel does not know `unknown`: they go with the next `reap`.
+
+        The others are in use still, and come up again by `forget`.
+        """
+        self._doubtful.difference_update(asked)
+        self._forgotten.update(ino for ino in unknown if ino in self._orphans)
 
     def reap(self) -> bool:
         """Drop the forgotten orphans now; whether there were any."""
@@ -64,18 +92,22 @@ class FsBase:
         return found
 
     def is_open(self, ino: int) -> bool:
-        """Whether somebody here has a handle on it."""
-        return ino in self._open_counts
+        """Whether somebody here has a handle on it, or may have."""
+        return ino in self._open_counts or self._took_over
 
     def note_orphans(self, inos: list[int]) -> None:
         """These lost their last name in the bucket, and are open here."""
         self._orphans.update(inos)
+        if self._took_over and inos:
+            self._doubtful.update(inos)
+            self.on_forgotten()
 
     def _drop_orphans(self, inos: list[int]) -> None:
         if self.is_following:
             drop_quietly(self.cache, inos)
             return
         with self.cache.write() as tx:
+            tx.is_housekeeping = True
             for ino in inos:
                 rec = tx.inode(ino)
                 if rec is not None and rec.nlink == 0:

@@ -83,6 +83,7 @@ class DataOps(FsBase):
                 rec.mtime_ns = rec.ctime_ns = tx.now_ns
                 rec.data_gen = tx.generation
                 tx.put_inode(rec)
+                tx.answer = len(data)
         except ColdError as cold:
             return cold.need
         except FsError as exc:

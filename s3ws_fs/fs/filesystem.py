@@ -44,6 +44,7 @@ class FileSystem(NameOps, DataOps):
     def make_root(self, *, uid: int, gid: int, mode: int) -> None:
         """Make the root directory of a new workspace; leaves an existing one alone."""
         with self.cache.write() as tx:
+            tx.is_housekeeping = True
             if tx.inode(ROOT_INO) is not None:
                 return
             now = tx.now_ns

@@ -313,6 +313,10 @@ class NameOps(FsBase):
     def forget(self, ino: int) -> None:
         """The kernel dropped an inode: if it is an orphan nobody has open, it goes (in batches)."""
         if ino in self._orphans and ino not in self._open_counts:
+            if self._took_over:
+                self._doubtful.add(ino)
+                self.on_forgotten()
+                return
             self._forgotten.add(ino)
             if len(self._forgotten) >= REAP_BATCH:
                 self.reap()

@@ -56,6 +56,16 @@ class KernelCache:
             for at in range(0, len(inodes), BATCH_MAX):
                 await self._visit((), inodes[at : at + BATCH_MAX])
 
+    async def unknown_of(self, inodes: Sequence[int]) -> list[int] | None:
+        """Which of these inodes the kernel does not know (any more); None when it can't be asked.
+
+        Those it knows lose their cached attributes.
+        """
+        async with self._lock:
+            if not self._serving:
+                return None
+            return await trio.to_thread.run_sync(_unknown_of, inodes)
+
     async def _visit(self, names: Sequence[tuple[int, bytes]], inodes: Sequence[int]) -> None:
         if self._serving:
             await trio.to_thread.run_sync(_invalidate, names, inodes)
@@ -74,6 +84,19 @@ def _invalidate(names: Sequence[tuple[int, bytes]], inodes: Sequence[int]) -> No
     for inode in inodes:
         with _forgiving():
             pyfuse3.invalidate_inode(inode)
+
+
+def _unknown_of(inodes: Sequence[int]) -> list[int]:
+    unknown = []
+    for inode in inodes:
+        try:
+            pyfuse3.invalidate_inode(inode, attr_only=True)
+        except OSError as exc:
+            if exc.errno == errno.ENOENT:
+                unknown.append(inode)
+            elif exc.errno not in _GONE:
+                raise
+    return unknown
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 Invariants
 1. Order: `mounted` (pyfuse3.init) → `serve` until the mount is gone → pyfuse3.close, which closes
    the connection. What then still stands there (aborted, or serving failed) is detached: else every
-   program that touches it would get an error for ever.
+   program that touches it would get an error for ever. Where a holder keeps the connection for the
+   next daemon, neither is done.
 2. umount(2) runs in a helper thread, for it may wait until we have written back dirty pages of
    mmaps. It never detaches, but for `detach`, which a caller uses as a last resort, when all is
    saved.
@@ -25,6 +26,7 @@ import ctypes
 import errno
 import logging
 import os
+import socket
 import stat
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
@@ -37,8 +39,11 @@ import trio
 
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.fuse import table
+from s3ws_fs.fuse.device import Device
+from s3ws_fs.fuse.once import Once
 from s3ws_fs.fuse.operations import Operations
 from s3ws_fs.fuse.wait import AdaptiveWait, installed
+from s3ws_fs.holder.memory import Memory
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +75,8 @@ class Mount:
 
     mountpoint: str
     connection: int | None
+    device: Device | None = None
+    """What `serve` reads from, with a holder."""
 
     def stands(self) -> bool:
         """Whether it is (still) what is mounted there."""
@@ -164,7 +171,7 @@ def _mount_error(mountpoint: str, reason: str, allow_other: bool) -> UserError:
 def _mount_directly(mountpoint: str, allow_other: bool, read_only: bool) -> int | None:
     """mount(2) as libfuse does it, with one flag more (invariant 5): the descriptor to serve.
 
-    None where that can't be done here: libfuse then tries by itself, and by fusermount3.
+    None where that can't be done here: fusermount3 may be allowed to.
     """
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     data = f"fd={device},rootmode={stat.S_IFDIR:o},user_id={os.getuid()},group_id={os.getgid()}"
@@ -182,43 +189,121 @@ def _mount_directly(mountpoint: str, allow_other: bool, read_only: bool) -> int 
     return None
 
 
+def _mount_by_helper(mountpoint: str, allow_other: bool, read_only: bool) -> int:
+    """Have fusermount3 mount it, which hands over the descriptor to serve. Raises UserError."""
+    options = ",".join(sorted(mount_options(allow_other=allow_other, read_only=read_only)))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        try:
+            done = subprocess.run(
+                [FUSERMOUNT, "-o", options, "--", mountpoint],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=FUSERMOUNT_TIMEOUT_S,
+                check=False,
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, "LC_ALL": "C", "_FUSE_COMMFD": str(theirs.fileno())},
+            )
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            raise _mount_error(mountpoint, str(exc), allow_other) from None
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip()
+            raise _mount_error(mountpoint, said or "fusermount3 failed", allow_other)
+        ours.settimeout(FUSERMOUNT_TIMEOUT_S)
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+    if not fds:
+        raise _mount_error(mountpoint, "fusermount3 handed over no descriptor", allow_other)
+    return fds[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a holder means for the mount of this daemon.
+
+    memory: the holder's. once: over it. kernel_fd: the connection of the daemon before; None for
+    the first, which hands over its own by `keep`. through: called when all that the kernel had to
+    send again has come.
+    """
+
+    memory: Memory
+    once: Once
+    kernel_fd: int | None
+    keep: Callable[[int], None]
+    through: Callable[[], None]
+
+
+def _held_device(held: Held, kernel_fd: int, number: int | None) -> Device:
+    if held.kernel_fd is None:
+        held.memory.set_connection(number)
+        held.keep(kernel_fd)
+    return Device(
+        kernel_fd,
+        held.memory,
+        held.once,
+        adopted=held.kernel_fd is not None,
+        through=held.through,
+    )
+
+
 @contextlib.contextmanager
 def mounted(
-    operations: Operations, mountpoint: str, *, allow_other: bool, read_only: bool = False
+    operations: Operations,
+    mountpoint: str,
+    *,
+    allow_other: bool,
+    read_only: bool = False,
+    held: Held | None = None,
+    leave: Callable[[], bool] = lambda: False,
 ) -> Iterator[Mount]:
     """Mount; at the end of the block close the session. Raises UserError.
 
     The block must not end normally before the mount is gone; when it ends by an exception and the
     mount still stands, it is taken away, so that no program waits for answers that nobody gives.
+    With `held` the mount of the daemon before may be taken over instead; when `leave` says so at
+    the end, it is left as it is, for the next one.
     """
-    check_mountpoint(mountpoint)
-    device = _mount_directly(mountpoint, allow_other, read_only)
-    where = mountpoint if device is None else f"/dev/fd/{device}"
+    if held is not None and held.kernel_fd is not None:
+        kernel_fd, number = held.kernel_fd, held.memory.connection
+    else:
+        check_mountpoint(mountpoint)
+        direct = _mount_directly(mountpoint, allow_other, read_only)
+        kernel_fd = (
+            _mount_by_helper(mountpoint, allow_other, read_only) if direct is None else direct
+        )
+        number = table.connection_id(mountpoint)
+    device = None if held is None else _held_device(held, kernel_fd, number)
+    mount = Mount(mountpoint, number, device)
     with _captured_stderr() as said:
         try:
+            where = f"/dev/fd/{kernel_fd if device is None else device.number}"
             options = mount_options(allow_other=allow_other, read_only=read_only)
             pyfuse3.init(operations, where, options)
         except RuntimeError as exc:
-            if device is not None:
-                _umount(Mount(mountpoint, table.connection_id(mountpoint)), MNT_DETACH)
-                os.close(device)
+            if held is None or held.kernel_fd is None:
+                _umount(mount, MNT_DETACH)
+                os.close(kernel_fd)
             raise _mount_error(mountpoint, said() or str(exc), allow_other) from None
-    mount = Mount(mountpoint, table.connection_id(mountpoint))
     try:
         yield mount
     finally:
-        pyfuse3.close(unmount=False)
-        if mount.stands():
-            # The connection was aborted, or serving failed: nobody answers there any more.
-            with contextlib.suppress(OSError):
-                _umount(mount, MNT_DETACH)
+        if not leave():
+            pyfuse3.close(unmount=False)
+            if mount.stands():
+                # The connection was aborted, or serving failed: nobody answers there any more.
+                with contextlib.suppress(OSError):
+                    _umount(mount, MNT_DETACH)
 
 
 async def serve(
-    *, adaptive_wait_us: int, hold: Callable[[], Awaitable[None]] | None = None
+    *,
+    adaptive_wait_us: int,
+    hold: Callable[[], Awaitable[None]] | None = None,
+    device: Device | None = None,
 ) -> None:
     """Answer requests until the mount is gone. Cancel to stop before that."""
-    wait = AdaptiveWait(adaptive_wait_us, hold) if adaptive_wait_us > 0 else None
+    wait = None
+    if adaptive_wait_us > 0 or device is not None:
+        wait = AdaptiveWait(adaptive_wait_us, hold, device=device)
     with installed(wait):
         await pyfuse3.main(min_tasks=1, max_tasks=HANDLERS_MAX)
 

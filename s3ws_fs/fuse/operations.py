@@ -21,6 +21,9 @@ Invariants
    is changed here (EROFS, which the kernel says itself unless somebody remounted it), names and
    attributes are not cached, and an inode that went is ESTALE, upon which the kernel looks its
    path up once more. Pages of files whose bytes changed are dropped when they are opened.
+9. Every request that changes something begins with `_start`, whose arguments are all that tells it
+   from others: what a daemon that died had done for it already is answered, and not done again
+   (see fuse.once; without a holder `_start` says None).
 
 Called by the daemon, which passes in what lies above this layer: `fetch` and `wait_durable`.
 """
@@ -39,9 +42,10 @@ import trio
 
 from s3ws_fs.core import acl
 from s3ws_fs.core.errors import FormatError, FsError, GoneError, StoreError
-from s3ws_fs.core.types import Attr, NeedExtents
+from s3ws_fs.core.types import Attr, Cred, NeedExtents
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse.caller import keeps_setgid
+from s3ws_fs.fuse.once import SETXATTR, Once, digest
 from s3ws_fs.fuse.translate import (
     KERNEL_CACHE_S,
     Faults,
@@ -85,13 +89,28 @@ ROOM_TRIES_MAX: Final = 3
 Fetch = Callable[[NeedExtents], Awaitable[None]]
 
 
+_CREATE, _MKNOD, _MKDIR, _SYMLINK, _LINK, _UNLINK, _RMDIR, _RENAME, _SETATTR = range(1, SETXATTR)
+_REMOVEXATTR, _OPEN, _WRITE = range(SETXATTR + 1, SETXATTR + 4)
+"""What a key of `_start` begins with."""
+_SETATTR_KEY: Final = ("mode", "uid", "gid", "size")
+
+
+def _never_done(*_: object) -> int | None:
+    return None
+
+
+def _who(cred: Cred) -> tuple[int, int, int]:
+    return cred.uid, cred.gid, cred.umask
+
+
 class Operations(pyfuse3.Operations):
     """pyfuse3's handlers over one `FileSystem`.
 
     fetch(need): brings the extents into the cache, or raises. wait_durable(): returns when all that
     was committed before the call survives a power loss. make_room(): after ENOSPC, whether it is
     worth trying again. settled(time): the time to store for one that came with setattr.
-    on_access(): somebody looks up a name or opens a directory.
+    on_access(): somebody looks up a name or opens a directory. once: what the daemons before left
+    to answer, with a holder.
     """
 
     supports_dot_lookup = True
@@ -106,6 +125,7 @@ class Operations(pyfuse3.Operations):
         wait_durable: Callable[[], Awaitable[None]],
         make_room: Callable[[], Awaitable[bool]] | None = None,
         settled: Callable[[int], int] = int,
+        once: Once | None = None,
         uids: IdMap | None = None,
         gids: IdMap | None = None,
         fetch_deadline_s: float = FETCH_DEADLINE_S,
@@ -124,6 +144,8 @@ class Operations(pyfuse3.Operations):
         self._on_access = on_access
         kernel_cache_s = 0.0 if is_following else KERNEL_CACHE_S
         self._to = Translator(uids or IdMap(), gids or IdMap(), kernel_cache_s)
+        self._once = once
+        self._start: Callable[..., int | None] = _never_done if once is None else once.start
         self._refusing = False
         self._rewritten: set[int] | None = set()
         """Inodes whose pages may be old (None: any)."""
@@ -210,7 +232,11 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         self._changing()
-        attr = self._fs.create(parent_inode, name, mode, self._to.cred(ctx))
+        cred = self._to.cred(ctx)
+        if self._start(_CREATE, parent_inode, digest(name), mode, flags, *_who(cred)) is None:
+            attr = self._fs.create(parent_inode, name, mode, cred)
+        else:
+            attr = self._fs.lookup(parent_inode, name)
         self._fs.open(attr.ino)
         return pyfuse3.FileInfo(fh=attr.ino, keep_cache=True), self._to.entry(attr)
 
@@ -219,38 +245,52 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         self._changing()
-        return self._to.entry(self._fs.mknod(parent_inode, name, mode, rdev, self._to.cred(ctx)))
+        cred = self._to.cred(ctx)
+        if self._start(_MKNOD, parent_inode, digest(name), mode, rdev, *_who(cred)) is not None:
+            return self._to.entry(self._fs.lookup(parent_inode, name))
+        return self._to.entry(self._fs.mknod(parent_inode, name, mode, rdev, cred))
 
     @creating
     def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         self._changing()
-        return self._to.entry(self._fs.mkdir(parent_inode, name, mode, self._to.cred(ctx)))
+        cred = self._to.cred(ctx)
+        if self._start(_MKDIR, parent_inode, digest(name), mode, *_who(cred)) is not None:
+            return self._to.entry(self._fs.lookup(parent_inode, name))
+        return self._to.entry(self._fs.mkdir(parent_inode, name, mode, cred))
 
     @creating
     def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         self._changing()
-        return self._to.entry(self._fs.symlink(parent_inode, name, target, self._to.cred(ctx)))
+        cred = self._to.cred(ctx)
+        key = (_SYMLINK, parent_inode, digest(name), digest(target), *_who(cred))
+        if self._start(*key) is not None:
+            return self._to.entry(self._fs.lookup(parent_inode, name))
+        return self._to.entry(self._fs.symlink(parent_inode, name, target, cred))
 
     @atomic
     def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         self._changing()
+        if self._start(_LINK, inode, new_parent_inode, digest(new_name)) is not None:
+            return self._to.entry(self._fs.lookup(new_parent_inode, new_name))
         return self._to.entry(self._fs.link(inode, new_parent_inode, new_name))
 
     @atomic
     def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._changing()
-        self._fs.unlink(parent_inode, name)
+        if self._start(_UNLINK, parent_inode, digest(name)) is None:
+            self._fs.unlink(parent_inode, name)
 
     @atomic
     def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._changing()
-        self._fs.rmdir(parent_inode, name)
+        if self._start(_RMDIR, parent_inode, digest(name)) is None:
+            self._fs.rmdir(parent_inode, name)
 
     @atomic
     def rename(
@@ -263,7 +303,9 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> None:
         self._changing()
-        self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        names = digest(name_old), digest(name_new)
+        if self._start(_RENAME, parent_inode_old, parent_inode_new, *names, flags) is None:
+            self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     @atomic
     def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -293,17 +335,24 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """Waits only when a cut goes through an extent that is in the bucket alone."""
+        wanted: dict[str, int | None] = {
+            "mode": attr.st_mode if fields.update_mode else None,
+            "uid": self._to.stored_uid(attr.st_uid) if fields.update_uid else None,
+            "gid": self._to.stored_gid(attr.st_gid) if fields.update_gid else None,
+            "size": attr.st_size if fields.update_size else None,
+            "atime_ns": self._settled(attr.st_atime_ns) if fields.update_atime else None,
+            "mtime_ns": self._settled(attr.st_mtime_ns) if fields.update_mtime else None,
+        }
+        # Which times, not what times: "now" is another one when it is asked again.
+        key = (
+            *(-1 if wanted[name] is None else wanted[name] for name in _SETATTR_KEY),
+            *(fields.update_atime, fields.update_mtime),
+        )
         for rounds in range(FETCH_ROUNDS_MAX + 1):
             self._changing()
-            result = self._fs.setattr(
-                inode,
-                mode=attr.st_mode if fields.update_mode else None,
-                uid=self._to.stored_uid(attr.st_uid) if fields.update_uid else None,
-                gid=self._to.stored_gid(attr.st_gid) if fields.update_gid else None,
-                size=attr.st_size if fields.update_size else None,
-                atime_ns=self._settled(attr.st_atime_ns) if fields.update_atime else None,
-                mtime_ns=self._settled(attr.st_mtime_ns) if fields.update_mtime else None,
-            )
+            if self._start(_SETATTR, inode, *key) is not None:
+                return self._to.entry(self._fs.getattr(inode))
+            result = self._fs.setattr(inode, **wanted)
             if isinstance(result, Attr):
                 return self._to.entry(result)
             await self._warm(result, rounds)
@@ -313,13 +362,17 @@ class Operations(pyfuse3.Operations):
     def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """pyfuse3 calls this before `setxattr` to see to XATTR_CREATE and XATTR_REPLACE.
 
-        Atomic as it is, nothing comes between the two.
+        Atomic as it is, nothing comes between the two. One that was done already found nothing.
         """
+        if self._once is not None and self._once.owed_setxattr(inode, name):
+            raise FsError(errno.ENODATA)
         return self._to.shown_value(name, self._fs.getxattr(inode, name))
 
     @atomic
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._changing()
+        if self._start(SETXATTR, inode, digest(name), digest(value)) is not None:
+            return
         keep_setgid = name != acl.ACCESS or self._keeps_setgid(inode, ctx)
         value = self._to.stored_value(name, value)
         self._fs.setxattr(inode, name, value, keep_setgid=keep_setgid)
@@ -341,7 +394,8 @@ class Operations(pyfuse3.Operations):
     @atomic
     def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._changing()
-        self._fs.removexattr(inode, name)
+        if self._start(_REMOVEXATTR, inode, digest(name)) is None:
+            self._fs.removexattr(inode, name)
 
     @atomic
     def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
@@ -357,7 +411,8 @@ class Operations(pyfuse3.Operations):
         """
         if flags & os.O_TRUNC:
             self._changing()
-            self._fs.setattr(inode, size=0, mode=self._mode_after_truncation(inode, ctx))
+            if self._start(_OPEN, inode) is None:
+                self._fs.setattr(inode, size=0, mode=self._mode_after_truncation(inode, ctx))
         if self._is_following:
             # It may have gone since its name was looked up.
             self._fs.getattr(inode)
@@ -390,6 +445,9 @@ class Operations(pyfuse3.Operations):
         """Waits when it changes part of an extent that is in the bucket alone, or for room."""
         for rounds in range(FETCH_ROUNDS_MAX + 1):
             self._changing()
+            done = self._start(_WRITE, fh, off, len(buf))
+            if done is not None:
+                return done
             try:
                 result = self._fs.write(fh, off, buf)
             except FsError as exc:

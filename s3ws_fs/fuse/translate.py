@@ -27,7 +27,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
-from s3ws_fs.core import acl
+from s3ws_fs.core import acl, failpoints
 from s3ws_fs.core.errors import FormatError, FsError, GoneError
 from s3ws_fs.core.types import Attr, Cred, StatFs
 
@@ -209,7 +209,9 @@ def atomic(
     @functools.wraps(function)
     async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(self, *args, **kwargs)
+            result = function(self, *args, **kwargs)
+            failpoints.hit(failpoints.ANSWER_BEFORE)
+            return result
         except pyfuse3.FUSEError:
             raise
         except Exception as exc:
@@ -247,7 +249,9 @@ def awaiting(
     @functools.wraps(function)
     async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return await function(self, *args, **kwargs)
+            result = await function(self, *args, **kwargs)
+            failpoints.hit(failpoints.ANSWER_BEFORE)
+            return result
         except pyfuse3.FUSEError:
             raise
         except Exception as exc:

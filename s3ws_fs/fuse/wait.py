@@ -17,7 +17,9 @@ Invariants
    send the request.
 4. Other trio tasks run at least every `SLICE_NS` while requests keep coming (that is where
    cancellation is delivered, too).
-5. The end of `installed` gives pyfuse3 its trio back. It is for one loop of one thread.
+5. With a holder, `device` has the first word about what is read next, until it is through; and
+   before every read `once` is told that what was done is answered.
+6. The end of `installed` gives pyfuse3 its trio back. It is for one loop of one thread.
 
 Called by `fuse.mount`.
 """
@@ -34,6 +36,8 @@ from typing import Any, Final
 
 import pyfuse3
 import trio
+
+from s3ws_fs.fuse.device import Device
 
 SLICE_NS: Final = 1_000_000
 """How long requests may be served one after another before the other trio tasks get their turn."""
@@ -62,11 +66,19 @@ class AdaptiveWait:
     """The waiting of one pyfuse3 loop. spin_us 0 switches spinning off.
 
     `hold` is awaited with every turn of the others: while it waits, no request is taken. So the
-    disk below can slow down those who write faster than it.
+    disk below can slow down those who write faster than it. `device`: see there.
     """
 
-    def __init__(self, spin_us: int, hold: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        spin_us: int,
+        hold: Callable[[], Awaitable[None]] | None = None,
+        *,
+        device: Device | None = None,
+    ) -> None:
         self._hold = hold
+        self._device = device
+        self._once = None if device is None else device.once
         one_cpu = len(os.sched_getaffinity(0)) < 2
         self._spin_ns = 0 if one_cpu else spin_us * 1000
         self._pollers: dict[int, select.poll] = {}
@@ -85,17 +97,30 @@ class AdaptiveWait:
 
     async def wait_readable(self, fd: int) -> None:
         """Return when a request can be read. Raises ClosedResourceError after notify_closing."""
+        if self._device is not None and await self._is_staged(self._device):
+            return
         poller = self._poller(fd)
         now_ns = time.perf_counter_ns()
         if now_ns > self._slice_end_ns:
             now_ns = await self._let_others_run(now_ns)
-        if poller.poll(0) or self._spin(poller, now_ns):
-            return
-        await self._idle(fd, poller)
-        woken_ns = time.perf_counter_ns()
-        self._slice_end_ns = woken_ns + SLICE_NS
-        if woken_ns - now_ns < 2 * self._spin_ns:
-            self._misses = 0
+        if not (poller.poll(0) or self._spin(poller, now_ns)):
+            await self._idle(fd, poller)
+            woken_ns = time.perf_counter_ns()
+            self._slice_end_ns = woken_ns + SLICE_NS
+            if woken_ns - now_ns < 2 * self._spin_ns:
+                self._misses = 0
+        if self._once is not None:
+            self._once.reading()
+
+    async def _is_staged(self, device: Device) -> bool:
+        """Whether `device` has a request for libfuse to read; if not, it is through."""
+        while not device.is_direct:
+            if device.step():
+                return True
+            if not device.is_direct:
+                await trio.lowlevel.wait_readable(device.kernel_fd)
+        self._device = None
+        return False
 
     async def _let_others_run(self, start_ns: int) -> int:
         """Passes of trio's loop, until one brings nothing or the time for it is over."""

@@ -30,7 +30,8 @@ def rigs() -> Iterator[dict[str, Rig]]:
 
 def test_every_failpoint_is_passed(rigs: dict[str, Rig]) -> None:
     passed = set().union(*(rig.passed for rig in rigs.values()))
-    assert passed == set(failpoints.POINTS)
+    # That one is in front of the kernel: tests/e2e/test_holder_once.py.
+    assert passed == set(failpoints.POINTS) - {failpoints.ANSWER_BEFORE}
     for name, rig in rigs.items():
         print(f"{name}: {rig.events} events, {len(rig.crashes)} durable states")
         assert len(rig.crashes) > 80

@@ -140,9 +140,62 @@ class Listener:
         return True
 
 
+_thread = threading.local()
+"""Where `Trigger` keeps which point was passed last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """SIGKILL at a point of one's choice, again and again, in processes that run already.
+
+    Whoever passes a point whose name is a file in `directory` dies there; unless the file says
+    "always", it is removed before. The point `answer.before` counts only when a commit was the last
+    thing before it: requests that change nothing pass it too.
+    """
+
+    directory: str
+
+    def env(self) -> dict[str, str]:
+        """As Plan.env."""
+        path = f"{ARMING}{os.pathsep}{REPOSITORY}"
+        return {VARIABLE: json.dumps(asdict(self)), "PYTHONPATH": path}
+
+    def set(self, point: str, *, always: bool = False) -> None:
+        """From now on, die there."""
+        temporary = Path(self.directory, f".{point}")
+        temporary.write_text("always" if always else "once")
+        temporary.rename(Path(self.directory, point))
+
+    def is_set(self, point: str) -> bool:
+        """Whether nobody died there so far (or it is for always)."""
+        return Path(self.directory, point).exists()
+
+    def unset(self, point: str) -> None:
+        """Do not die there any more."""
+        Path(self.directory, point).unlink(missing_ok=True)
+
+    def __call__(self, point: str) -> None:
+        path = Path(self.directory, point)
+        before, _thread.point = getattr(_thread, "point", ""), point
+        if point == failpoints.ANSWER_BEFORE and before != failpoints.COMMIT_AFTER:
+            return
+        try:
+            always = path.read_text() == "always"
+        except FileNotFoundError:
+            return
+        if not always:
+            path.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+        signal.pause()
+
+
 def install_from_environment() -> None:
-    """Obey the plan that the environment names, for the rest of this process's life."""
-    failpoints.hook = Listener(Plan(**json.loads(os.environ[VARIABLE])))
+    """Obey what the environment names, for the rest of this process's life."""
+    given = json.loads(os.environ[VARIABLE])
+    if "directory" in given:
+        failpoints.hook = Trigger(**given)
+        return
+    failpoints.hook = Listener(Plan(**given))
 
 
 @contextlib.contextmanager
