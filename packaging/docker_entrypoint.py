@@ -166,8 +166,8 @@ def _others(spared_session: int | None) -> Iterable[int]:
             yield int(name)
 
 
-def daemon_pid(mountpoint: str) -> int | None:
-    """The daemon leads a session of its own, so this is its session's number as well."""
+def daemon_session(mountpoint: str) -> int | None:
+    """The session of the daemon and its holder, which the holder leads."""
     done = subprocess.run(
         [S3WS, "status", "--json", mountpoint],
         stdout=subprocess.PIPE,
@@ -176,10 +176,9 @@ def daemon_pid(mountpoint: str) -> int | None:
         check=False,
     )
     try:
-        pid = json.loads(done.stdout)["pid"]
-    except (ValueError, KeyError, TypeError):
+        return os.getsid(json.loads(done.stdout)["pid"])
+    except (ValueError, KeyError, TypeError, OSError):
         return None
-    return pid if isinstance(pid, int) else None
 
 
 def run_as() -> tuple[int, int]:
@@ -268,7 +267,7 @@ def main(command: list[str]) -> int:
     else:
         code = 128 + init.asked_to_end
     if os.getpid() == 1:
-        init.end_the_rest(daemon_pid(mountpoint), grace_s)
+        init.end_the_rest(daemon_session(mountpoint), grace_s)
     os.chdir("/")
     return code if save(init, mountpoint) else EXIT_NOT_SAVED
 

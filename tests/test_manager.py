@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.manager import LocalStorage, S3Storage, WorkspaceManager
 from s3ws_fs.settings import Settings
 from tests.support.fake_mounts import Place, faked
+from tests.support.host import kill_all
 from tests.support.mounting import clear_mountpoint, require_fuse
 from tests.support.seaweed import Seaweed
 
@@ -112,8 +112,7 @@ async def test_mount_survives_and_is_found_again_after_its_daemon_was_killed(pla
     await workspace.initialize()
     info = place.info()
     assert info is not None
-    os.kill(info.pid, signal.SIGKILL)
-    os.waitpid(info.pid, 0)
+    kill_all(info)
     await workspace.initialize()
     second = place.info()
     assert second is not None and second.pid != info.pid

@@ -21,7 +21,7 @@ import click
 import s3ws_fs
 from s3ws_fs.cli.check import check
 from s3ws_fs.cli.commands import ls, status, sync, version
-from s3ws_fs.cli.mounting import mount, umount
+from s3ws_fs.cli.mounting import mount, restart, umount
 from s3ws_fs.cli.report import report_unexpected, report_user_error
 from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
 
@@ -41,6 +41,8 @@ Exit codes:
   11  the mount point is busy
   12  check found damage
   13  check found no damage, but what somebody else changed or added
+  14  the daemon kept dying: the mount was ended, the cache keeps everything
+  15  restart: this mount can't be handed to another daemon
 """
 
 
@@ -56,7 +58,7 @@ def cli() -> None:
     """
 
 
-for _command in (mount, umount, status, sync, ls, check, version):
+for _command in (mount, umount, restart, status, sync, ls, check, version):
     cli.add_command(_command)
 
 

@@ -1,4 +1,4 @@
-"""`s3ws mount` and `s3ws umount`.
+"""`s3ws mount`, `s3ws umount` and `s3ws restart`.
 
 Invariants
 1. Every setting has a flag, made from settings.OPTIONS: no setting is reachable one way only.
@@ -83,9 +83,7 @@ def _make_default_store(settings: Settings, default: str) -> None:
 
 @click.command()
 @click.argument("mountpoint", type=click.Path(path_type=str))
-@click.option(
-    "--foreground", is_flag=True, help="Stay: this process becomes the daemon (for containers)."
-)
+@click.option("--foreground", is_flag=True, help="Stay, and end with the mount (for containers).")
 @click.option("--nonempty", is_flag=True, help="Mount over a directory that is not empty.")
 @click.option("--json", "as_json", is_flag=True, help="Print the mount as JSON.")
 @setting_flags()
@@ -161,3 +159,22 @@ def umount(mountpoints: tuple[str, ...], timeout_s: float | None, as_json: bool)
     if as_json:
         report.echo_json(results)
     return failed
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path(path_type=str))
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def restart(mountpoint: str, as_json: bool) -> None:
+    """Put the installed version under a mount, which stays: after an upgrade.
+
+    Programs that use it wait a moment; files stay open, and no call fails. Exit code 15: this mount
+    can't (no holder, or a kernel before 6.9); 14: the new daemon did not come up.
+    """
+    result = launch.restart(launch.canonical_mountpoint(mountpoint), runtime_dir())
+    if as_json:
+        report.echo_json(result)
+        return
+    report.echo(
+        f"{report.safe(result['mountpoint'])} goes on with s3ws {result['version']} "
+        f"(daemon {result['pid']}), after a pause of {report.human_seconds(result['pause_s'])}"
+    )

@@ -53,7 +53,15 @@ def _daemon(document: dict[str, Any], state: str) -> str:
         return f"its daemon {pid} is gone"
     up = document.get("uptime_s")
     since = f", up {human_seconds(up)}" if isinstance(up, int | float) else ""
-    return f"daemon {pid}{since}"
+    return f"daemon {pid}{since}{_restarts(_part(document, 'holder'))}"
+
+
+def _restarts(holder: dict[str, Any]) -> str:
+    count = _number(holder, "restarts")
+    if not count:
+        return ""
+    why = holder.get("restarted_by")
+    return f", {counted(count, 'restart')}" + (f" (last: {why})" if why else "")
 
 
 def _dead_lines(document: dict[str, Any]) -> list[str]:

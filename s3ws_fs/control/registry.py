@@ -4,7 +4,8 @@ Invariants
 1. `<xxh3-64 of the canonical mount point>.json` is written whole (temporary file and rename), 0600.
 2. It outlives a daemon that died, so that `status` and `umount` can speak of it. The daemon removes
    it at its end only when everything is saved: no file means nothing is missing.
-3. A process is the recorded one only if pid, start time and boot agree (pids are reused).
+3. A mount goes on as long as its daemon or its holder lives. A process is the recorded one only
+   if pid, start time and boot agree (pids are reused).
 4. Nothing here touches a mounted filesystem, which may hang.
 
 Called by the daemon (write, remove), launch, cli and the manager (read).
@@ -29,6 +30,7 @@ from s3ws_fs.core.errors import FormatError
 INFO_BYTES_MAX: Final = 64 * 1024
 _INFO_SUFFIX: Final = ".json"
 _SOCKET_SUFFIX: Final = ".sock"
+_OPTIONAL: Final = ("log_path", "holder_pid", "holder_start_ticks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,17 @@ class MountInfo:
     log_path: str | None
     started_at_s: float
     version: str
+    holder_pid: int | None = None
+    holder_start_ticks: int | None = None
 
     @classmethod
     def for_this_process(
-        cls, config: MountConfig, *, log_path: str | None, version: str
+        cls,
+        config: MountConfig,
+        *,
+        log_path: str | None,
+        version: str,
+        holder_pid: int | None = None,
     ) -> MountInfo:
         """The entry that the daemon writes about itself."""
         pid = os.getpid()
@@ -69,11 +78,29 @@ class MountInfo:
             log_path=log_path,
             started_at_s=time.time(),
             version=version,
+            holder_pid=holder_pid,
+            holder_start_ticks=None if holder_pid is None else start_ticks(holder_pid),
         )
 
     def is_alive(self) -> bool:
+        """Whether the mount goes on: the daemon that wrote this runs, or its holder does."""
+        return self.daemon_is_alive() or self.holder_is_alive()
+
+    def daemon_is_alive(self) -> bool:
         """Whether the daemon that wrote this still runs."""
         return self.boot_id == boot_id() and start_ticks(self.pid) == self.pid_start_ticks
+
+    def holder_is_alive(self) -> bool:
+        """Whether a holder runs that starts another daemon when this one dies."""
+        pid, ticks = self.holder_pid, self.holder_start_ticks
+        if pid is None or ticks is None:
+            return False
+        return self.boot_id == boot_id() and start_ticks(pid) == ticks
+
+    def processes(self) -> list[int]:
+        """Process ids of those of both that are alive, the holder first."""
+        alive = [self.holder_pid] if self.holder_pid and self.holder_is_alive() else []
+        return [*alive, self.pid] if self.daemon_is_alive() else alive
 
 
 def default_runtime_dir(environ: Mapping[str, str], uid: int) -> str:
@@ -170,8 +197,9 @@ def _decode(where: str, data: bytes) -> MountInfo:
     arguments: dict[str, Any] = {}
     for field in fields(MountInfo):
         item = value.get(field.name)
-        wanted = {"int": int, "float": (int, float)}.get(str(field.type), str)
-        if item is None and field.name == "log_path":
+        kind = str(field.type).removesuffix(" | None")
+        wanted = {"int": int, "float": (int, float)}.get(kind, str)
+        if item is None and field.name in _OPTIONAL:
             arguments[field.name] = None
         elif isinstance(item, bool) or not isinstance(item, wanted):  # type: ignore[arg-type]
             raise FormatError(where, f"{field.name} is missing or of the wrong type")

@@ -20,7 +20,10 @@ import os
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of `s3ws` and of the daemon (documented in README.md)."""
+    """Exit codes of `s3ws` and of the daemon (documented in README.md).
+
+    RESTART is between daemon and holder: start the next one. GAVE_UP is the holder's own.
+    """
 
     OK = 0
     INTERNAL = 1
@@ -36,6 +39,9 @@ class ExitCode(enum.IntEnum):
     BUSY = 11
     DAMAGED = 12
     CHANGED_OUTSIDE = 13
+    GAVE_UP = 14
+    CANT_RESTART = 15
+    RESTART = 75
 
 
 class S3wsError(Exception):

@@ -1,11 +1,14 @@
 """`python -m s3ws_fs.daemon --config-fd N [--ready-fd M]`: the process behind a mount.
 
+From a holder also [--log-file] --holder-fd K --memory-fd L, and for a daemon that follows another
+--device-fd D --restarts COUNT --restarted-by TEXT (see daemon.held).
+
 Invariants
 1. The configuration comes by a descriptor, read to its end; nothing secret stands in argv.
 2. The ready descriptor gets JSON lines: progress, then `ready` or `error`, and is closed then.
 3. The exit status is an `ExitCode`; 0 only when everything was saved.
-4. Standard error is the log. With --ready-fd it is the log file that the launcher opened, and the
-   launcher made this a session of its own.
+4. Standard error is the log. With --ready-fd or --log-file it is the log file that the launcher
+   opened, and the launcher made this a session of its own.
 
 Called by `s3ws_fs.launch`.
 """
@@ -26,6 +29,7 @@ from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.daemon import logs
 from s3ws_fs.daemon.commands import only_error
 from s3ws_fs.daemon.daemon import Daemon
+from s3ws_fs.daemon.held import HolderLine
 
 log = logging.getLogger("s3ws_fs.daemon")
 
@@ -66,15 +70,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m s3ws_fs.daemon")
     parser.add_argument("--config-fd", type=int, required=True)
     parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--log-file", action="store_true")
+    for number in ("--holder-fd", "--memory-fd", "--device-fd", "--restarts"):
+        parser.add_argument(number, type=int)
+    parser.add_argument("--restarted-by", default="")
     arguments = parser.parse_args()
     report = ReadyPipe(arguments.ready_fd)
     try:
         with os.fdopen(arguments.config_fd, "rb") as source:
             config = MountConfig.loads(source.read())
         logs.set_up(config.log_level, config.log_format)
-        detached = arguments.ready_fd is not None
+        detached = arguments.ready_fd is not None or arguments.log_file
         log_path = logfile.log_path(config.workspace_cache_dir) if detached else None
-        outcome = trio.run(Daemon(config, report, log_path=log_path).run)
+        outcome = trio.run(Daemon(config, report, log_path=log_path, line=_line(arguments)).run)
         return int(outcome.exit_code)
     except BaseException as exc:
         error = _user_error(exc)
@@ -83,6 +91,23 @@ def main() -> int:
         return int(error.exit_code)
     finally:
         report.close()
+
+
+def _line(arguments: argparse.Namespace) -> HolderLine | None:
+    if arguments.holder_fd is None:
+        return None
+    line = HolderLine(
+        arguments.holder_fd,
+        arguments.memory_fd,
+        kernel_fd=arguments.device_fd,
+        restarts=arguments.restarts or 0,
+        restarted_by=arguments.restarted_by,
+    )
+    if line.restarts:
+        log.warning(
+            "following a daemon that ended (%s); restart %d", line.restarted_by, line.restarts
+        )
+    return line
 
 
 def _user_error(exc: BaseException) -> UserError:

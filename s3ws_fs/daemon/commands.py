@@ -11,12 +11,14 @@ Called by `daemon.daemon`; the handlers by `control.server`.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from s3ws_fs import __version__
 from s3ws_fs.control import server
 from s3ws_fs.control.wire import ReplyError
 from s3ws_fs.core.config import INTERVAL_S_MAX
@@ -110,7 +112,12 @@ class Commands:
 
     def handlers(self) -> dict[str, server.Handler]:
         """By command."""
-        return {"status": self._status, "sync": self._sync, "unmount": self._unmount}
+        return {
+            "status": self._status,
+            "sync": self._sync,
+            "unmount": self._unmount,
+            "restart": self._restart,
+        }
 
     async def _status(self, args: Event, emit: server.Emit) -> Event:
         life = self._life
@@ -126,6 +133,7 @@ class Commands:
             state=life.state,
             uptime_s=time.monotonic() - life.started_s,
             faults=life.faults(),
+            holder=None if life.line is None else life.line.status(),
         )
 
     async def _sync(self, args: Event, emit: server.Emit) -> Event:
@@ -148,10 +156,33 @@ class Commands:
             raise only_error(group) from None
         return result
 
+    async def _restart(self, args: Event, emit: server.Emit) -> Event:
+        """Answers when all is ready for the next daemon; then this one ends."""
+        life = self._life
+        if life.mount is None or life.parts is None or life.state != "ready":
+            raise UserError(
+                "the workspace is not mounted, or is being unmounted",
+                remedy="`s3ws status` tells",
+                exit_code=ExitCode.NOT_MOUNTED,
+            )
+        if not life.can_hand_on():
+            raise UserError(
+                "this mount can't be handed to another daemon: it has no holder, or the kernel"
+                " can't send requests again (Linux 6.9 and later can)",
+                remedy="unmount, and mount again",
+                exit_code=ExitCode.CANT_RESTART,
+            )
+        # What is on disk already need not be flushed while everybody waits.
+        await life.parts.durability.ensure()
+        life.hand_on()
+        return {"pid": os.getpid(), "version": __version__}
+
     async def _unmount(self, args: Event, emit: server.Emit) -> Event:
         life = self._life
         self.answering += 1
         try:
+            if life.state == "taking over":
+                await life.serving.wait()
             if life.mount is not None:
                 await self._umount(life.mount, args)
             elif life.state == "restoring":

@@ -1,8 +1,12 @@
 """One mount from its start to its end: the composition root.
 
     restoring    cache open, control socket answers, replica restores the workspace or verifies it
+                 ("taking over" instead, where the mount stands already)
     ready        mounted and serving
     unmounting   asked to stop (signal, control `unmount`) or the mount went (umount(8)): last flush
+
+With a holder (daemon/held.py) a daemon may also begin with the mount that another one left, and end
+so that the next one goes on with it.
 
 Invariants
 1. The mount appears only when the workspace is whole, and nothing is flushed before.
@@ -12,7 +16,9 @@ Invariants
    service starts again after a pause.
 4. When the mount is still in use at the end of a signal's grace: flush, refuse changes, flush
    again, detach. So what any program was told is written, is saved.
-5. An upward need of a lower layer is a callable that is passed in here.
+5. A daemon that took over a mount serves at once, also when the store is down: its cache is the
+   workspace. It drops no orphan that the kernel still knows.
+6. An upward need of a lower layer is a callable that is passed in here.
 
 Called by the daemon's entry (`__main__`) and its tests.
 """
@@ -39,6 +45,7 @@ from s3ws_fs.core.clock import CLOCK_REALTIME_COARSE, Clock
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, FormatError, FsError, UserError
 from s3ws_fs.daemon.commands import Commands, Event, Followers, Outcome, only_error, users_text
+from s3ws_fs.daemon.held import HolderLine
 from s3ws_fs.daemon.parts import Parts, identity
 from s3ws_fs.fuse import mount
 from s3ws_fs.fuse.operations import Operations
@@ -58,22 +65,38 @@ ANSWER_TIME_S: Final = 5.0
 
 ANSWER_POLL_S: Final = 0.02
 
+HAND_ON_WAIT_S: Final = 5.0
+"""How long a flush under way may hold up a restart."""
+
 Report = Callable[[Event], None]
 
 
 class Daemon:
     """A mount's life. `report` hands events to whoever started the daemon; it must not block."""
 
-    def __init__(self, config: MountConfig, report: Report, *, log_path: str | None = None) -> None:
+    def __init__(
+        self,
+        config: MountConfig,
+        report: Report,
+        *,
+        log_path: str | None = None,
+        line: HolderLine | None = None,
+    ) -> None:
         self.config = config
+        self.line = line
+        self._took_over = line is not None and line.kernel_fd is not None
+        self._held: mount.Held | None = None
+        self._handing_on = trio.Event()
         self._report_start = report
         self._log_path = log_path
-        self.state = "restoring"
+        self.state = "taking over" if self._took_over else "restoring"
+        self.serving = trio.Event()
         self.started_s = time.monotonic()
         self._clock = Clock(partial(time.clock_gettime_ns, CLOCK_REALTIME_COARSE))
         self._stop = trio.Event()
         self._preparing = trio.CancelScope()
         self._given_up = trio.Event()
+        self._mount_is_gone = False
         self.mount: mount.Mount | None = None
         self.finished = trio.Event()
         self.outcome: Outcome | None = None
@@ -87,10 +110,13 @@ class Daemon:
     async def run(self) -> Outcome:
         """Live. Raises UserError when the mount never came to be."""
         config = self.config
-        mount.check_mountpoint(config.mountpoint)
+        if not self._took_over:
+            mount.check_mountpoint(config.mountpoint)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey, signals)
+                if self.line is not None:
+                    nursery.start_soon(self.line.watch, self._lost_holder)
                 path = registry.socket_path(config.runtime_dir, config.mountpoint)
                 await nursery.start(server.serve, path, self._commands.handlers())
                 try:
@@ -115,9 +141,14 @@ class Daemon:
         if told := cache.recovered.told():
             log.warning("%s", told)
             self._report_start({"event": "warning", "message": told})
+        if self.line is not None:
+            self._held = self.line.open(cache)
         before = self._entry_before()
         info = registry.MountInfo.for_this_process(
-            config, log_path=self._log_path, version=__version__
+            config,
+            log_path=self._log_path,
+            version=__version__,
+            holder_pid=None if self.line is None else self.line.pid,
         )
         registry.write(config.runtime_dir, info)
         try:
@@ -146,6 +177,18 @@ class Daemon:
     def faults(self) -> int:
         """How many requests of the kernel ended in EIO by a fault of ours."""
         return 0 if self._operations is None else self._operations.faults.count
+
+    def _lost_holder(self) -> None:
+        if self.mount is None and self.state == "restoring":
+            self.request_stop()
+
+    def can_hand_on(self) -> bool:
+        """Whether another daemon could go on with this mount."""
+        return self.line is not None and self.line.can_hand_on
+
+    def hand_on(self) -> None:
+        """Come to an end without ending the mount: the holder starts the next daemon."""
+        self._handing_on.set()
 
     def request_stop(self) -> None:
         """Come to the end: unmount, final flush, exit."""
@@ -180,6 +223,9 @@ class Daemon:
         except UserError:
             raise
         except Exception:
+            if self.can_hand_on():
+                log.exception("serving the mount failed; the next daemon goes on")
+                return Outcome(ExitCode.INTERNAL, "serving the mount failed")
             # The mount is gone, but what it acknowledged is in the cache: save it first.
             log.exception("serving the mount failed")
             parts.drop_orphans()
@@ -187,6 +233,9 @@ class Daemon:
             return Outcome(
                 outcome.exit_code or ExitCode.INTERNAL, "serving the mount failed", outcome.unsaved
             )
+        if self._handing_on.is_set():
+            log.info("the next daemon goes on")
+            return Outcome(ExitCode.RESTART)
         parts.drop_orphans()
         return await self._final_flush(parts)
 
@@ -194,6 +243,9 @@ class Daemon:
         with self._preparing:
             if self._stop.is_set():
                 self._preparing.cancel()
+            if self._took_over:
+                parts.take_over()
+                return
             await self._restore(parts)
             config = self.config
             if not config.read_only:
@@ -219,6 +271,7 @@ class Daemon:
             wait_durable=parts.durability.ensure,
             make_room=parts.room.make_room,
             settled=self._clock.settled,
+            once=None if self.line is None else self.line.once,
             uids=IdMap(config.uid_map),
             gids=IdMap(config.gid_map),
             fetch_deadline_s=self.config.read_timeout_s,
@@ -228,31 +281,61 @@ class Daemon:
         self._operations = operations
         if isinstance(parts.replica, Follower):
             parts.replica.note_rewritten = operations.note_rewritten
-        allow_other = config.allow_other
+            if self._took_over:
+                operations.note_rewritten(None)
         with mount.mounted(
-            operations, config.mountpoint, allow_other=allow_other, read_only=config.read_only
+            operations,
+            config.mountpoint,
+            allow_other=config.allow_other,
+            read_only=config.read_only,
+            held=self._held,
+            leave=self._leaves_mount,
         ) as ours:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._announce, parts, operations, ours)
                     nursery.start_soon(_keep_running, "hydrator", parts.replica.hydrate)
                     nursery.start_soon(self._leave_when_asked, parts, operations, ours, nursery)
+                    nursery.start_soon(self._hand_on_when_asked, parts, nursery)
                     await mount.serve(
-                        adaptive_wait_us=config.adaptive_wait_us, hold=parts.durability.hold
+                        adaptive_wait_us=config.adaptive_wait_us,
+                        hold=parts.durability.hold,
+                        device=ours.device,
                     )
+                    self._mount_is_gone = not self._handing_on.is_set()
                     await parts.kernel.close()
                     nursery.cancel_scope.cancel()
             finally:
                 self.mount = None
-        log.info("the mount is gone")
+        if not self._handing_on.is_set():
+            log.info("the mount is gone")
+
+    def _leaves_mount(self) -> bool:
+        """At the end of serving: whether the mount stays, for the next daemon."""
+        return self.can_hand_on() and not self._mount_is_gone
+
+    async def _hand_on_when_asked(self, parts: Parts, nursery: trio.Nursery) -> None:
+        await self._handing_on.wait()
+        # What is under way with the store or the kernel ends, or waits for the next daemon.
+        with trio.move_on_after(HAND_ON_WAIT_S):
+            await parts.replica.pause()
+        await parts.kernel.close()
+        nursery.cancel_scope.cancel()
 
     async def _announce(self, parts: Parts, operations: Operations, ours: mount.Mount) -> None:
         await operations.started.wait()
+        if self.line is not None:
+            await self.line.through.wait()
         parts.kernel.open()
-        await mount.show_root(ours)
+        parts.reaper.notify()
+        if not self._took_over:
+            await mount.show_root(ours)
         self.mount = ours
         self.state = "ready"
-        log.info("mounted on %s", self.config.mountpoint)
+        self.serving.set()
+        if self.line is not None:
+            self.line.serving()
+        log.info("%s %s", "goes on with" if self._took_over else "mounted on", ours.mountpoint)
         self._report_start({"event": "ready", "pid": os.getpid()})
 
     # --- the end ---------------------------------------------------------------------------
@@ -272,6 +355,8 @@ class Daemon:
     ) -> None:
         await self._stop.wait()
         await operations.started.wait()
+        if self.line is not None:
+            await self.line.through.wait()
         try:
             await mount.unmount(ours, grace_s=self.config.unmount_grace_s)
             return
@@ -284,6 +369,7 @@ class Daemon:
         await self._save_what_is_there(parts, ours)
         operations.refuse_changes()
         await parts.kernel.close()
+        self._mount_is_gone = True
         try:
             await mount.detach(ours)
         except OSError as exc:

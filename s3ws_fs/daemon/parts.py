@@ -46,13 +46,24 @@ class Reaper:
         """A file waits to be dropped."""
         self._due.set()
 
-    async def run(self, fs: FileSystem) -> None:
-        """Until cancelled. Raises FsError when the cache can't be written."""
+    async def run(self, fs: FileSystem, kernel: KernelCache | None = None) -> None:
+        """Until cancelled. Raises FsError when the cache can't be written.
+
+        `kernel` knows of files that were opened under another daemon.
+        """
         while True:
             await self._due.wait()
             await trio.sleep(REAP_DELAY_S)
-            fs.reap()
-            self._due = trio.Event()
+            due, self._due = self._due, trio.Event()
+            try:
+                if kernel is not None and (doubtful := fs.doubtful()):
+                    unknown = await kernel.unknown_of(doubtful)
+                    if unknown is not None:
+                        fs.settle(doubtful, unknown)
+                fs.reap()
+            except BaseException:
+                self._due = due
+                raise
 
 
 def identity(config: MountConfig) -> Identity:
@@ -97,6 +108,11 @@ class Parts:
         replica.kernel_forget = kernel.forget
         return cls(cache, durability, fs, replica, room, reaper, kernel)
 
+    def take_over(self) -> None:
+        """The mount stands already, and the cache is its workspace."""
+        self.replica.take_over()
+        self.fs.take_over_orphans()
+
     def drop_orphans(self) -> None:
         """After the mount: nobody can reach a deleted file any more. Never raises."""
         try:
@@ -112,14 +128,20 @@ class Parts:
         """What runs until the end, by name (the hydrator ends with the mount)."""
         return {
             "flusher": self.replica.run,
-            "reaper": partial(self.reaper.run, self.fs),
+            "reaper": partial(self.reaper.run, self.fs, self.kernel),
             "room": self.room.run,
             "sync points": partial(self.durability.run, config.sync_point_interval_s),
         }
 
 
 def status_document(
-    config: MountConfig, parts: Parts, *, state: str, uptime_s: float, faults: int
+    config: MountConfig,
+    parts: Parts,
+    *,
+    state: str,
+    uptime_s: float,
+    faults: int,
+    holder: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `status` shows. The replica's fragments overlay what is said here."""
     cache = parts.cache
@@ -127,6 +149,7 @@ def status_document(
     return {
         "version": __version__,
         "pid": os.getpid(),
+        "holder": holder,
         "mountpoint": config.mountpoint,
         "state": state,
         "read_only": config.read_only,

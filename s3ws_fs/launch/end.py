@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from s3ws_fs.cache import inspect
-from s3ws_fs.control import client, registry, wire
+from s3ws_fs.control import client, registry, server, wire
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
 from s3ws_fs.fuse import table
@@ -32,6 +32,9 @@ EXIT_TIMEOUT_S: Final = 60.0
 """How long a daemon may take to be gone after it answered `unmount`."""
 BUSY_GRACE_S: Final = 1.0
 """A program that is just ending may still hold the mount; one that stays makes it busy (11)."""
+ASK_TRIES_MAX: Final = 20
+"""How many daemons in a row are asked to unmount, when each dies over it."""
+SUCCESSOR_POLL_S: Final = 0.02
 UNSAVED_PATHS_MAX: Final = 1000
 """At most so many paths are named for a dead daemon."""
 
@@ -55,13 +58,7 @@ def umount_and_wait(
         return _umount_dead(info, runtime_dir)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     try:
-        result = client.request(
-            registry.socket_path(runtime_dir, mountpoint),
-            "unmount",
-            {"grace_s": BUSY_GRACE_S},
-            on_event=on_event,
-            timeout_s=timeout_s,
-        )
+        result = _ask_to_unmount(info, runtime_dir, on_event, deadline)
     except client.DaemonSilentError as exc:
         raise UserError(
             f"{mountpoint!a} was not saved within {timeout_s or 0:g} s.",
@@ -80,6 +77,41 @@ def umount_and_wait(
             remedy=f"Look at its log {info.log_path!a}.",
         )
     return result
+
+
+def _ask_to_unmount(
+    info: MountInfo, runtime_dir: str, on_event: EventSink, deadline: float | None
+) -> dict[str, Any]:
+    """The daemon's answer when all is over. Raises client.DaemonGoneError, DaemonSilentError.
+
+    A daemon that dies meanwhile is followed by another, which is asked again.
+    """
+    path = registry.socket_path(runtime_dir, info.mountpoint)
+    for last in (*[False] * (ASK_TRIES_MAX - 1), True):
+        timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            return client.request(
+                path, "unmount", {"grace_s": BUSY_GRACE_S}, on_event=on_event, timeout_s=timeout_s
+            )
+        except client.DaemonGoneError:
+            if last or not wait_for_successor(info, runtime_dir, _left(deadline)):
+                raise
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def wait_for_successor(info: MountInfo, runtime_dir: str, timeout_s: float) -> bool:
+    """Whether the holder started another daemon than `info` names, which answers by now.
+
+    False when there will be none: there is no holder, or it ended too, or time is over.
+    """
+    path = registry.socket_path(runtime_dir, info.mountpoint)
+    deadline = time.monotonic() + timeout_s
+    while info.holder_is_alive() and time.monotonic() < deadline:
+        now = read_info(runtime_dir, info.mountpoint)
+        if now is not None and now.pid != info.pid and server.is_listening(path):
+            return True
+        time.sleep(SUCCESSOR_POLL_S)
+    return False
 
 
 def _umount_unknown(mountpoint: str) -> dict[str, Any]:
@@ -161,21 +193,25 @@ def _behind(inspector: inspect.Inspector) -> Iterator[bytes]:
 
 
 def _wait_for_exit(info: MountInfo, timeout_s: float) -> bool:
-    """Whether the recorded process is gone, waiting up to `timeout_s` for it."""
+    """Whether daemon and holder are gone, waiting up to `timeout_s` for each."""
+    return all(_wait_for_process(info, pid, timeout_s) for pid in info.processes())
+
+
+def _wait_for_process(info: MountInfo, pid: int, timeout_s: float) -> bool:
     try:
-        fd = os.pidfd_open(info.pid)
+        fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        if not info.is_alive():
+        if pid not in info.processes():
             return True
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000)) or not info.is_alive()
+        return bool(poll.poll(timeout_s * 1000)) or pid not in info.processes()
     finally:
-        # Where this process started the daemon (the Python API), it must also bury it.
+        # Where this process started the mount (the Python API), it must also bury it.
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(info.pid, os.WNOHANG)
+            os.waitpid(pid, os.WNOHANG)
         os.close(fd)
 
 

@@ -1,4 +1,6 @@
-"""Starting a daemon: in the background until it is ready, or in place of this process.
+"""Starting a mount: in the background until it is ready, or in place of this process.
+
+What is started is the holder, which starts the daemon, and another when that one dies.
 
 Invariants
 1. The configuration reaches the daemon by an inherited memory file, never by argv, a file on disk
@@ -28,6 +30,7 @@ from s3ws_fs.control import logfile, registry, wire
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.holder import HOLDER_PROGRAM
 from s3ws_fs.launch.preflight import prepare, refuse_if_mounted
 
 EventSink = Callable[[dict[str, Any]], None]
@@ -80,11 +83,11 @@ def mount(
 
 
 def exec_foreground(config: MountConfig, *, nonempty: bool = False) -> NoReturn:
-    """Become the daemon: same process id, same terminal. Returns never; raises UserError."""
+    """Become the holder: same process id, same terminal. Returns never; raises UserError."""
     prepare(config, nonempty=nonempty)
     fd = _config_fd(config)
     os.set_inheritable(fd, True)
-    command = _command(fd, None)
+    command = _command(config, fd, None)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(command[0], command, _environment({}))  # noqa: S606 - no shell is wanted
@@ -107,7 +110,7 @@ def _spawn_and_wait(
         log_fd = logfile.open_log(log)
         try:
             process = subprocess.Popen(
-                _command(config_fd, ready_write),
+                _command(config, config_fd, ready_write),
                 stdin=subprocess.DEVNULL,
                 stdout=log_fd,
                 stderr=log_fd,
@@ -181,9 +184,15 @@ def _config_fd(config: MountConfig) -> int:
     return fd
 
 
-def _command(config_fd: int, ready_fd: int | None) -> list[str]:
-    command = [sys.executable, "-m", DAEMON_MODULE, "--config-fd", str(config_fd)]
-    return command if ready_fd is None else [*command, "--ready-fd", str(ready_fd)]
+def _command(config: MountConfig, config_fd: int, ready_fd: int | None) -> list[str]:
+    # Isolated: nothing of the environment is for the holder, which passes it on.
+    holder = [sys.executable, "-I", "-S", "-E", HOLDER_PROGRAM, "--mountpoint", config.mountpoint]
+    holder += ["--config-fd", str(config_fd)]
+    daemon = [sys.executable, "-m", DAEMON_MODULE]
+    if ready_fd is not None:
+        holder += ["--ready-fd", str(ready_fd)]
+        daemon.append("--log-file")
+    return [*holder, "--", *daemon]
 
 
 def _environment(secret_env: Mapping[str, str]) -> dict[str, str]:

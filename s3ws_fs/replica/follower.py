@@ -16,6 +16,7 @@ Called by the daemon, in the place of a Replicator.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import stat
 import time
@@ -42,11 +43,10 @@ from s3ws_fs.core.errors import (
 )
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import ROOT_INO, NeedExtents, Outdated
-from s3ws_fs.replica import report
+from s3ws_fs.replica import report, restore
 from s3ws_fs.replica.hydrate import Hydrator
 from s3ws_fs.replica.position import Sealed
 from s3ws_fs.replica.replicator import nothing_cached
-from s3ws_fs.replica.restore import readable
 from s3ws_fs.transfer import spool
 from s3ws_fs.transfer.client import WorkerClient
 from s3ws_fs.transfer.spool import RecordsFile, open_records
@@ -145,8 +145,17 @@ class Follower:
             with trio.CancelScope(shield=True):
                 await self.worker.close()
             if isinstance(exc, StoreError | FormatError):
-                raise readable(exc, self._config) from exc
+                raise restore.readable(exc, self._config) from exc
             raise
+
+    def take_over(self) -> None:
+        """Go on where the daemon before ended: nothing is asked of the store. Raises CacheError."""
+        restore.need_whole(self._cache)
+        self._load_position()
+
+    def _load_position(self) -> None:
+        self._position = Sealed.from_json(self._cache.get_json("sealed"))
+        self._shown = Shown(**(self._cache.get_json("shown") or {}))
 
     async def _prepare(self, progress: Progress) -> None:
         cache = self._cache
@@ -155,8 +164,7 @@ class Follower:
             await self._rebuild(progress)
             cache.set_restore_complete()
             return
-        self._position = Sealed.from_json(cache.get_json("sealed"))
-        self._shown = Shown(**(cache.get_json("shown") or {}))
+        self._load_position()
         try:
             await self._catch_up(progress)
         except (TransientError, FormatError) as exc:
@@ -167,6 +175,11 @@ class Follower:
             progress({"phase": "following", "segment": self._position.number})
 
     # --- looking ---------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """No look is under way when this returns, and none begins."""
+        async with self._lock:
+            self._next_look_s = math.inf
 
     async def run(self) -> None:
         """Look for new seals, until cancelled."""
@@ -349,7 +362,7 @@ class Follower:
             except (S3wsError, OSError) as exc:
                 self._judge(exc)
                 if isinstance(exc, StoreError | FormatError):
-                    raise readable(exc, self._config) from exc
+                    raise restore.readable(exc, self._config) from exc
                 raise
             self._judge(None)
             self._pace.found()

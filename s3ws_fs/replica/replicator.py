@@ -98,6 +98,7 @@ class Replicator:
         self._degraded_since_s: float | None = None
         self._error: str | None = None
         self._prepared = False
+        self._paused = False
         self.kernel_forget: Callable[[Outdated], Awaitable[None]] = nothing_cached
         """To be awaited after a change that did not come through the kernel was committed: when it
         returns, programs see it. Set by the daemon. Never within a read's `fetch`."""
@@ -119,6 +120,13 @@ class Replicator:
             with trio.CancelScope(shield=True):
                 await self.worker.close()
             raise
+        self._flusher.load()
+        self._prepared = True
+        self._note_old_dirt()
+
+    def take_over(self) -> None:
+        """Go on where the daemon before was killed or replaced: nothing is asked of the store."""
+        restore.take_over(self._cache, self.worker)
         self._flusher.load()
         self._prepared = True
         self._note_old_dirt()
@@ -159,9 +167,21 @@ class Replicator:
         """Flush when due, until cancelled (or fenced)."""
         while self._flusher.fenced is None:
             await self._wait_due()
+            if not self._may_begin():
+                # Paused for good: another daemon goes on.
+                await trio.sleep_forever()
             async with self._cycle_lock:
-                if self._flusher.fenced is None:
+                if self._may_begin():
                     await self._cycle_safely()
+
+    def _may_begin(self) -> bool:
+        return self._flusher.fenced is None and not self._paused
+
+    async def pause(self) -> None:
+        """No cycle is under way when this returns, and `run` begins none."""
+        self._paused = True
+        async with self._cycle_lock:
+            return
 
     def _mirror_behind(self) -> bool:
         with self._cache.read() as view:

@@ -22,7 +22,7 @@ import trio
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import failpoints, journal, keys
 from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import ExitCode, FormatError, StoreError, UserError
+from s3ws_fs.core.errors import CacheError, ExitCode, FormatError, StoreError, UserError
 from s3ws_fs.core.ids import RandBits, new_id
 from s3ws_fs.core.journal import Frame, Header
 from s3ws_fs.core.records import Head
@@ -36,6 +36,9 @@ BATCH_RECORDS: Final = 5000
 """Records put in one transaction."""
 NLINK_OFFSET: Final = 12
 """Where an inode record has its link count (core/records.py)."""
+
+_CONDITIONAL: Final = "conditional"
+"""In the cache: which conditions the store keeps, as last probed."""
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -54,6 +57,7 @@ async def prepare(
     """Make the cache whole, or verify it. Raises UserError (exit 6, 8, 9)."""
     try:
         await _prepare(cache, worker, config, progress, randbits)
+        cache.put_json(_CONDITIONAL, worker.hello["conditional"])
     except (StoreError, FormatError) as exc:
         raise readable(exc, config) from exc
 
@@ -76,6 +80,26 @@ def readable(exc: StoreError | FormatError, config: MountConfig) -> UserError:
         "an older version or a backup of the bucket, if there is one.",
         exit_code=ExitCode.STORE,
     )
+
+
+def take_over(cache: Cache, worker: WorkerClient) -> None:
+    """Instead of `prepare`, when the mount stands already: the cache is the workspace, and what
+    the store can was found out before. The flusher learns where the bucket stands before it seals.
+
+    Raises CacheError when it is not.
+    """
+    need_whole(cache)
+    worker.hello["workspace"] = cache.get_json("workspace")
+    worker.hello["conditional"] = cache.get_json(_CONDITIONAL)
+
+
+def need_whole(cache: Cache) -> None:
+    """Raise CacheError unless the cache holds the workspace whose mount is taken over."""
+    if not cache.restore_complete:
+        raise CacheError(
+            f"the cache in {cache.directory} does not hold the workspace that is mounted",
+            remedy="Unmount, and mount again.",
+        )
 
 
 async def _prepare(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from s3ws_fs.cli.mounting import _make_default_store
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.settings import Settings
 from tests.support.fake_mounts import Place
+from tests.support.host import kill_all
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -194,10 +194,7 @@ def test_dead_daemon_is_shown_as_dead(place: Place) -> None:
     s3ws("mount", place.mountpoint)
     info = place.info()
     assert info is not None
-    os.kill(info.pid, signal.SIGKILL)
-    from tests.support.mounting import wait_until
-
-    wait_until(lambda: not info.is_alive())
+    kill_all(info)
     one = s3ws("status", place.mountpoint)
     assert one.returncode == ExitCode.NOT_MOUNTED
     assert f"its daemon {info.pid} is gone" in one.stdout and "unknown" in one.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from s3ws_fs.control import registry
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.errors import ExitCode
 from s3ws_fs.fuse import table
+from tests.support.host import kill_all
 from tests.support.mounting import clear_mountpoint, require_fuse, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.fuse]
@@ -85,8 +85,7 @@ class Host:
     def kill(self) -> MountInfo:
         info = self.info()
         assert info is not None
-        os.kill(info.pid, signal.SIGKILL)
-        wait_until(lambda: not info.is_alive(), what="daemon gone")
+        kill_all(info)
         return info
 
 
@@ -97,8 +96,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
     yield made
     info = made.info()
     if info is not None and info.is_alive():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(info.pid, signal.SIGKILL)
+        kill_all(info, meanwhile=lambda: clear_mountpoint(made.mnt))
     clear_mountpoint(made.mnt)
 
 
@@ -172,7 +170,7 @@ def test_foreground_and_signals(host: Host, number: signal.Signals) -> None:
             lambda: table.is_mounted(str(host.mnt)) and host.info() is not None, timeout_s=30
         )
         info = host.info()
-        assert info is not None and info.pid == process.pid
+        assert info is not None and info.holder_pid == process.pid
         (host.mnt / "a").write_text("saved")
         process.send_signal(number)
         process.communicate(timeout=60)

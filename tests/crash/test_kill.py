@@ -70,21 +70,27 @@ def test_kill_during_extraction(bucket: Bucket, new_host: HostMaker, archive: Pa
     other.umount()
 
 
-def test_kill_during_the_final_flush(bucket: Bucket, new_host: HostMaker) -> None:
+@pytest.mark.parametrize("whole", [True, False], ids=["container", "daemon"])
+def test_kill_during_the_final_flush(bucket: Bucket, new_host: HostMaker, whole: bool) -> None:
     host = new_host(bucket)
     host.mount()
     trees.build_source_tree(host.mountpoint / "src", files=300)
     before = trees.manifest(host.mountpoint)
-    pid = host.pid()
-    fd = os.pidfd_open(pid)
+    fd = os.pidfd_open(host.pid())
     subprocess.run(["fusermount3", "-u", host.mountpoint], check=True)
     try:
-        signal.pidfd_send_signal(fd, signal.SIGKILL)
-    except ProcessLookupError:
+        if whole:
+            host.kill()
+        else:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except (ProcessLookupError, AssertionError):
         pytest.skip("the final flush was faster than the signal")
     finally:
         os.close(fd)
-    wait_until(lambda: not _alive(host), what="the end of the killed daemon")
+    wait_until(lambda: not _alive(host), timeout_s=60, what="the end of the killed mount")
+    if not whole:
+        assert host.info() is None, "the next daemon saved all of it"
+        assert mirror_differences(bucket, host.prefix, before, set()) == []
     host.mount()
     assert trees.differences(before, trees.manifest(host.mountpoint)) == []
     host.umount()

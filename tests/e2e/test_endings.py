@@ -167,7 +167,7 @@ def test_foreground_ends_with_exit_code_0(
         )
         assert process.poll() is None, (tmp_path / "foreground.log").read_text()
         (host.mountpoint / "file").write_bytes(b"bytes")
-        assert host.status()["pid"] == process.pid, "the command became the daemon"
+        assert host.status()["holder"]["pid"] == process.pid, "the command became the holder"
         process.terminate()
         assert process.wait(30) == ExitCode.OK
         assert local_bucket.get(host.prefix + "files/file").body == b"bytes"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.fuse import table
 from s3ws_fs.launch import end, preflight, start
 from tests.support.fake_mounts import Place
+from tests.support.host import kill_all
 
 
 def fails(code: ExitCode, function: Any, *args: Any, **more: Any) -> UserError:
@@ -40,7 +40,7 @@ def test_mount_and_umount(place: Place) -> None:
 
 def test_daemon_is_detached_and_its_log_private(place: Place) -> None:
     info = launch.mount(place.config())
-    assert os.getsid(info.pid) == info.pid
+    assert os.getsid(info.pid) == info.holder_pid
     assert os.readlink(f"/proc/{info.pid}/cwd") == "/"
     log = Path(place.config().workspace_cache_dir + ".log")
     assert os.path.samefile(f"/proc/{info.pid}/fd/2", log)
@@ -186,8 +186,7 @@ def test_timeout_leaves_the_daemon_saving(place: Place, monkeypatch: pytest.Monk
 
 def test_killed_daemon(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     info = launch.mount(place.config())
-    os.kill(info.pid, signal.SIGKILL)
-    os.waitpid(info.pid, 0)
+    kill_all(info)
     error = fails(ExitCode.NOT_SAVED, launch.umount_and_wait, place.mountpoint, place.runtime_dir)
     assert "keeps it all" in error.message
     left: dict[str, Any] = {
@@ -204,8 +203,7 @@ def test_killed_daemon(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mount_after_a_killed_daemon(place: Place) -> None:
     first = launch.mount(place.config())
-    os.kill(first.pid, signal.SIGKILL)
-    os.waitpid(first.pid, 0)
+    kill_all(first)
     second = launch.mount(place.config())
     assert second.pid != first.pid and second.is_alive()
 
@@ -223,7 +221,7 @@ def test_foreground_keeps_the_process(place: Place) -> None:
 
     wait_until(lambda: place.info() is not None and Path(path).exists())
     info = place.info()
-    assert info is not None and info.pid == pid
+    assert info is not None and info.holder_pid == pid
     with pytest.raises(UserError):
         client.request(path, "unmount")
     _, status = os.waitpid(pid, 0)

@@ -53,7 +53,9 @@ class FakeDaemon:
         path = registry.socket_path(self.config.runtime_dir, self.config.mountpoint)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve, path, self.handlers())
-            info = registry.MountInfo.for_this_process(self.config, log_path="/log", version="0")
+            info = registry.MountInfo.for_this_process(
+                self.config, log_path="/log", version="0", holder_pid=os.getppid()
+            )
             registry.write(self.config.runtime_dir, info)
             nursery.start_soon(self.obey)
             self.say({"event": "progress", "phase": "restoring", "done": 1, "total": 2})
@@ -142,7 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--config-fd", type=int, required=True)
     parser.add_argument("--ready-fd", type=int)
-    arguments = parser.parse_args()
+    arguments = parser.parse_known_args()[0]
     with os.fdopen(arguments.config_fd, "rb") as source:
         config = MountConfig.loads(source.read())
 

@@ -5,9 +5,7 @@ Called by the tests of launch, cli and the manager, through the fixture `place`.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from s3ws_fs.control import registry
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.launch import preflight, start
 from s3ws_fs.settings import Settings
+from tests.support.host import kill_all
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,4 @@ def faked(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     infos, _ = registry.list_mounts(place.runtime_dir)
     for info in infos:
         if info.is_alive():
-            os.kill(info.pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(info.pid, 0)
+            kill_all(info)

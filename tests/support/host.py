@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from s3ws_fs.control import client, registry
-from tests.support.mounting import REPOSITORY, clear_mountpoint, require_fuse
+from s3ws_fs.core.errors import UserError
+from tests.support.mounting import REPOSITORY, clear_mountpoint, require_fuse, wait_until
 
 COMMAND_S_MAX: Final = 600.0
 EXIT_S_MAX: Final = 30.0
@@ -165,7 +166,7 @@ class Host:
         return registry.read(str(self.runtime), str(self.mountpoint))
 
     def pid(self) -> int:
-        """Process id of the living daemon. AssertionError when there is none."""
+        """Process id of the daemon. AssertionError when the mount has none, and gets none."""
         info = self.info()
         assert info is not None and info.is_alive(), "no daemon is running"
         return info.pid
@@ -176,7 +177,16 @@ class Host:
         return directory
 
     def kill(self) -> None:
-        """SIGKILL the daemon, as the out-of-memory killer does; the dead mount stays."""
+        """SIGKILL holder and daemon, as when the container dies; the dead mount stays."""
+        info = self.info()
+        assert info is not None and info.is_alive(), "no daemon is running"
+        kill_all(info)
+
+    def kill_daemon(self, *, wait: bool = True) -> int:
+        """SIGKILL the daemon, as the out-of-memory killer does: its holder starts another.
+
+        Returns the process id of the one that was killed. With `wait`, the next one serves.
+        """
         pid = self.pid()
         children = _children(pid)
         fd = os.pidfd_open(pid)
@@ -185,17 +195,38 @@ class Host:
             wait_for_exit(fd)
         finally:
             os.close(fd)
+        if wait:
+            self.wait_for_successor(pid)
         _end_all(children)
+        return pid
+
+    def wait_for_successor(self, pid: int) -> None:
+        """Until another daemon than `pid` serves."""
+
+        def serves() -> bool:
+            info = self.info()
+            if info is None or info.pid == pid:
+                return False
+            try:
+                return bool(self.now()["state"] == "ready")
+            except UserError:
+                return False
+
+        wait_until(serves, timeout_s=EXIT_S_MAX, what=f"a successor of daemon {pid}")
 
     def signal_and_wait(self, number: int, *, timeout_s: float = EXIT_S_MAX) -> None:
-        """Send the daemon a signal and wait until it has ended."""
+        """Send the daemon a signal and wait until it and its holder have ended."""
         pid = self.pid()
-        fd = os.pidfd_open(pid)
+        info = self.info()
+        assert info is not None
+        fds = [os.pidfd_open(process) for process in info.processes()]
         try:
             os.kill(pid, number)
-            wait_for_exit(fd, timeout_s)
+            for fd in fds:
+                wait_for_exit(fd, timeout_s)
         finally:
-            os.close(fd)
+            for fd in fds:
+                os.close(fd)
 
     def lose_cache(self) -> None:
         """The disk is lost. Nothing may be mounted."""
@@ -212,18 +243,43 @@ class Host:
 
     def end(self) -> None:
         """Invariant 2. Nothing is saved by this."""
-        with contextlib.suppress(AssertionError):
-            pid = self.pid()
-            children = _children(pid)
-            fd = os.pidfd_open(pid)
-            try:
-                os.kill(pid, signal.SIGKILL)
-                clear_mountpoint(self.mountpoint)
-                wait_for_exit(fd)
-            finally:
-                os.close(fd)
-                _end_all(children)
+        info = self.info()
+        if info is not None and info.is_alive():
+            kill_all(info, meanwhile=lambda: clear_mountpoint(self.mountpoint))
         clear_mountpoint(self.mountpoint)
+
+
+def kill_all(info: registry.MountInfo, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """SIGKILL the holder, so that it starts no other, and then the daemon; its children end.
+
+    Where this process is the one that started them, it buries them too.
+    """
+    daemons = [info.pid] if info.daemon_is_alive() else []
+    victims = []
+    if info.holder_pid is not None and info.holder_is_alive():
+        with contextlib.suppress(ProcessLookupError):
+            victims.append(os.pidfd_open(info.holder_pid))
+            signal.pidfd_send_signal(victims[0], signal.SIGSTOP)
+            # Its child is the daemon: maybe another than was registered so far.
+            daemons = _child_pids(info.holder_pid)
+            signal.pidfd_send_signal(victims[0], signal.SIGKILL)
+    children = []
+    for pid in daemons:
+        with contextlib.suppress(ProcessLookupError):
+            victims.append(os.pidfd_open(pid))
+            children += _children(pid)
+            signal.pidfd_send_signal(victims[-1], signal.SIGKILL)
+    try:
+        meanwhile()
+        for fd in victims:
+            wait_for_exit(fd)
+        for pid in (info.holder_pid or info.pid, info.pid):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+    finally:
+        for fd in victims:
+            os.close(fd)
+        _end_all(children)
 
 
 def wait_for_exit(pidfd: int, timeout_s: float = EXIT_S_MAX) -> None:
@@ -233,13 +289,20 @@ def wait_for_exit(pidfd: int, timeout_s: float = EXIT_S_MAX) -> None:
     assert poll.poll(timeout_s * 1000), f"the process did not end within {timeout_s:g} s"
 
 
-def _children(pid: int) -> list[int]:
-    """Descriptors (pidfd) of the direct children of a process."""
+def _child_pids(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            for child in task.read_text().split():
-                found.append(os.pidfd_open(int(child)))
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    """Descriptors (pidfd) of the direct children of a process."""
+    found = []
+    for child in _child_pids(pid):
+        with contextlib.suppress(ProcessLookupError):
+            found.append(os.pidfd_open(child))
     return found
 
 
