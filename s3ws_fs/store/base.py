@@ -23,8 +23,10 @@ Called by transfer (through ScopedStore), the factory and tests.
 from __future__ import annotations
 
 import abc
+import itertools
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +43,10 @@ METADATA_BYTES_MAX: Final = 2048
 """S3's limit for all user metadata of an object: bytes of names and values."""
 DELETE_BATCH: Final = 1000
 """Keys in one batch delete request (S3's limit)."""
+ANSWER_S: Final = 10.0
+"""A request not answered by then is told, although it may be tried further."""
+SLOW_LINE_BYTES_PER_S: Final = 100_000
+"""The slowest line on which a request's bytes count as moving."""
 DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
 OPS: Final = ("put", "get", "list", "copy", "delete", "head")
 
@@ -132,6 +138,58 @@ class Counters:
             return {f"{op} {code}": count for (op, code), count in sorted(self._counts.items())}
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A request that waits longer than it should: how long, how often it failed, and why."""
+
+    op: str
+    key: str
+    waited_s: float
+    failures: int = 0
+    error: str = ""
+
+
+@dataclass
+class Waits:
+    """Thread-safe: the requests under way. A store that never waits has none."""
+
+    _begun: dict[int, tuple[str, str, float, float]] = field(default_factory=dict)
+    _failed: dict[int, tuple[int, str]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _serial: Iterator[int] = field(default_factory=itertools.count)
+
+    def begin(self, op: str, key: str, size_bytes: int = 0) -> int:
+        """A request with so much to carry begins; returns its number for the calls below."""
+        now_s = time.monotonic()
+        due_s = now_s + ANSWER_S + size_bytes / SLOW_LINE_BYTES_PER_S
+        with self._lock:
+            number = next(self._serial)
+            self._begun[number] = (op, key, now_s, due_s)
+        return number
+
+    def failed(self, number: int, error: str) -> None:
+        """An attempt failed, and another one will be made."""
+        with self._lock:
+            failures, _ = self._failed.get(number, (0, ""))
+            self._failed[number] = (failures + 1, error)
+
+    def end(self, number: int) -> None:
+        """It was answered or given up."""
+        with self._lock:
+            self._begun.pop(number, None)
+            self._failed.pop(number, None)
+
+    def overdue(self) -> Wait | None:
+        """Of the requests that should have been answered by now, the one begun first."""
+        now_s = time.monotonic()
+        with self._lock:
+            late = [number for number, begun in self._begun.items() if begun[3] <= now_s]
+            if not late:
+                return None
+            op, key, begun_s, _ = self._begun[min(late)]
+            return Wait(op, key, now_s - begun_s, *self._failed.get(min(late), (0, "")))
+
+
 class ObjectStore(abc.ABC):
     """The contract. Keys are whole keys of the bucket; callers outside `store` use ScopedStore.
 
@@ -140,6 +198,7 @@ class ObjectStore(abc.ABC):
 
     def __init__(self) -> None:
         self.counters = Counters()
+        self.waits = Waits()
 
     @abc.abstractmethod
     def get(
@@ -216,6 +275,16 @@ class ObjectStore(abc.ABC):
     @abc.abstractmethod
     def check(self, prefix: str = "") -> None:
         """One cheap request that proves endpoint, credentials and bucket, else raises."""
+
+    def abort_uploads(self, prefix: str, older_s: float) -> int:
+        """Give up multipart uploads below `prefix` that were begun so long ago (server's clock).
+
+        They are what a killed process or a lost answer left: nobody sees them, but they cost.
+        Returns how many. A store without multipart uploads has none; one that does not let us list
+        them raises PermanentError.
+        """
+        _ = prefix, older_s
+        return 0
 
     def assume(self, conditional: Conditional) -> None:
         """Take over what an earlier `probe_conditional` found."""

@@ -20,10 +20,11 @@ Called by the factory.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
@@ -53,8 +54,16 @@ from s3ws_fs.store.body import Body, Source
 from s3ws_fs.store.s3_client import RetryPolicy, Wire
 from s3ws_fs.store.s3_errors import NOT_S3, map_error
 from s3ws_fs.store.s3_lost import lost_copy, lost_put
-from s3ws_fs.store.s3_multipart import COPY_BYTES_MAX, MultipartLimits, copy_parts, upload_parts
+from s3ws_fs.store.s3_multipart import (
+    COPY_BYTES_MAX,
+    MultipartLimits,
+    abort_uploads,
+    copy_parts,
+    upload_parts,
+)
 
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII)
+_OF_HEAD: Final = ("ETag", "ContentLength", "LastModified")
 _Pairs = list[tuple[str, str | None]]
 _Failures = list[DeleteFailure]
 
@@ -74,7 +83,7 @@ class S3Store(ObjectStore):
         self._bucket = config.bucket
         self._limits = limits or MultipartLimits()
         self._conditional = Conditional()
-        self._wire = Wire(config, self.counters, retry or RetryPolicy())
+        self._wire = Wire(config, self.counters, self.waits, retry or RetryPolicy())
 
     def get(
         self, key: str, offset: int = 0, length: int | None = None, *, if_match: str | None = None
@@ -95,10 +104,11 @@ class S3Store(ObjectStore):
             # Read here, inside the slot and the retries.
             with contextlib.closing(answer["Body"]) as body:
                 answer["Body"] = body.read()
+            _require_range(key, answer, offset, length)
             return answer
 
         try:
-            answer = self._wire.send("get", key, request)
+            answer = self._wire.send("get", key, request, needs=("ETag",), size_bytes=length or 0)
         except PermanentError as exc:
             if exc.detail.startswith(("InvalidRange", "416")):
                 return self._empty_range(key, if_match)
@@ -109,7 +119,7 @@ class S3Store(ObjectStore):
         """See ObjectStore.head."""
         check_key("head", key)
         request = partial(self._wire.client.head_object, Bucket=self._bucket, Key=key)
-        answer = self._wire.send("head", key, request)
+        answer = self._wire.send("head", key, request, needs=_OF_HEAD)
         return ObjectInfo(
             key,
             int(answer["ContentLength"]),
@@ -155,7 +165,7 @@ class S3Store(ObjectStore):
                     **conditions,
                     Body=source.stream(),
                 )
-                answer = self._wire.send("put", key, request, was_ours=was_ours)
+                answer = self._wire.send("put", key, request, was_ours=was_ours, needs=("ETag",))
         except NotFoundError as exc:
             # AWS says 404 to If-Match on a key that is gone.
             raise ConflictError("put", key, "the object to replace is gone") from exc
@@ -265,13 +275,17 @@ class S3Store(ObjectStore):
         """See ObjectStore.check: a listing of one key, so rights on the prefix are enough."""
         self._list_page({"Bucket": self._bucket, "Prefix": prefix, "MaxKeys": 1})
 
+    def abort_uploads(self, prefix: str, older_s: float) -> int:
+        """See ObjectStore.abort_uploads."""
+        return abort_uploads(self._wire, self._bucket, prefix, older_s)
+
     def assume(self, conditional: Conditional) -> None:
         """See ObjectStore.assume."""
         self._conditional = conditional
 
     def close(self) -> None:
         """See ObjectStore.close."""
-        self._wire.client.close()
+        self._wire.close()
 
     def _list_page(self, arguments: dict[str, Any]) -> dict[str, Any]:
         prefix = arguments["Prefix"]
@@ -351,7 +365,9 @@ class S3Store(ObjectStore):
             return lost_copy(self, src, dst, src_if_match, None if keep else attributes)
 
         try:
-            answer: dict[str, Any] = self._wire.send("copy", dst, request, was_ours=was_ours)
+            answer: dict[str, Any] = self._wire.send(
+                "copy", dst, request, was_ours=was_ours, needs=("CopyObjectResult",)
+            )
         except PermanentError as exc:
             if exc.detail.startswith(("InvalidRequest", "EntityTooLarge")):
                 return None
@@ -408,8 +424,23 @@ def _fetched(answer: dict[str, Any], offset: int, length: int | None) -> Fetched
     return Fetched(data[offset:end], _etag(answer), len(data))
 
 
+def _require_range(key: str, answer: Mapping[str, Any], offset: int, length: int | None) -> None:
+    """Raise TransientError unless the bytes are those that were asked for, as far as it shows."""
+    said = str(answer.get("ContentRange", ""))
+    if not said:
+        return
+    matched = _CONTENT_RANGE.fullmatch(said)
+    if matched is not None:
+        start, end, total = (int(text) for text in matched.groups())
+        last = total - 1 if length is None else min(offset + length, total) - 1
+        if (start, end) == (offset, last) and len(answer["Body"]) == end - start + 1:
+            return
+    raise TransientError("get", key, f"the answer is another range than asked for: {said[:100]}")
+
+
 def _etag(answer: Mapping[str, Any]) -> str:
-    etag = str(answer.get("ETag", "")).strip('"')
+    # A gateway that compresses makes the ETag weak; the object behind it has the same one.
+    etag = str(answer.get("ETag", "")).removeprefix("W/").strip('"')
     if not etag:
         raise TransientError("read", "answer", NOT_S3)
     return etag

@@ -25,6 +25,7 @@ from s3ws_fs.core.errors import (
 
 DETAIL_CHARS_MAX: Final = 300
 NOT_S3: Final = "the answer is not S3's; is the endpoint right?"
+NO_CREDENTIALS: Final = "no credentials"
 
 _NOT_FOUND: Final = frozenset({"NoSuchKey", "NotFound", "404", "NoSuchVersion"})
 _CONFLICT: Final = frozenset({"PreconditionFailed", "412"})
@@ -45,8 +46,30 @@ _TRANSIENT: Final = frozenset(
         "RequestThrottled",
         "TooManyRequests",
         "RequestLimitExceeded",
+        "408",
+        "409",
         "503",
     }
+)
+_THROTTLED: Final = (
+    "SlowDown",
+    "Throttling",
+    "RequestThrottled",
+    "TooManyRequests",
+    "RequestLimitExceeded",
+    "ServiceUnavailable",
+    "429",
+    "503",
+)
+_CREDENTIAL: Final = (
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AccessDenied",
+    "Forbidden",
+    "403",
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
 )
 _REMEDIES: Final = {
     "NoSuchBucket": "the bucket does not exist",
@@ -56,6 +79,7 @@ _REMEDIES: Final = {
     "Forbidden": "wrong credentials, or they are not allowed to do this",
     "403": "wrong credentials, or they are not allowed to do this",
     "ExpiredToken": "the session token has expired",
+    "TokenRefreshRequired": "the session token has expired",
     "InvalidToken": "the session token is not valid",
     "RequestTimeTooSkewed": "the clock of this machine is too far from the server's",
     "PermanentRedirect": "the bucket is in another region",
@@ -93,10 +117,25 @@ def map_error(op: str, key: str, exc: Exception) -> StoreError:
     ):
         return TransientError(op, key, f"the connection failed ({_short(exc)})")
     if isinstance(exc, boto.NoCredentialsError | boto.PartialCredentialsError):
-        return PermanentError(op, key, "no credentials: set AWS_ACCESS_KEY_ID or AWS_PROFILE")
+        return PermanentError(op, key, f"{NO_CREDENTIALS}: set AWS_ACCESS_KEY_ID or AWS_PROFILE")
     if isinstance(exc, boto.BotoCoreError):
         return PermanentError(op, key, _short(exc))
     return PermanentError(op, key, f"unexpected {type(exc).__name__}")
+
+
+def is_throttled(exc: StoreError) -> bool:
+    """Did the server ask us to slow down?"""
+    return isinstance(exc, TransientError) and _named(exc, _THROTTLED)
+
+
+def is_refused_credential(exc: StoreError) -> bool:
+    """Was it refused for who asked, so that other credentials may help?"""
+    return exc.detail.startswith(NO_CREDENTIALS) or _named(exc, _CREDENTIAL)
+
+
+def _named(exc: StoreError, codes: tuple[str, ...]) -> bool:
+    """A detail of ours has the server's code at its end in brackets, or begins with it."""
+    return exc.detail.startswith(codes) or exc.detail.endswith(tuple(f"({c})" for c in codes))
 
 
 def error_code(exc: Exception) -> str:

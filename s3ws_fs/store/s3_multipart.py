@@ -2,8 +2,8 @@
 
 Invariants
 1. The object appears by the completion, which carries the condition; before it nothing is visible.
-2. An upload that did not complete is aborted, whatever went wrong. What a killed process leaves is
-   for a lifecycle rule of the bucket.
+2. An upload that did not complete is aborted, whatever went wrong. What a killed process leaves, or
+   a creation whose answer was lost, `abort_uploads` finds: below the prefix it is given, no other.
 3. At most PART_PARALLEL parts of one object are in memory at once.
 
 Called by s3.py.
@@ -15,12 +15,14 @@ import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Final
 
-from s3ws_fs.core.errors import PermanentError, StoreError
+from s3ws_fs.core.errors import PermanentError, StoreError, TransientError
 from s3ws_fs.store.body import Source
 from s3ws_fs.store.s3_client import Wire
+from s3ws_fs.store.s3_errors import NOT_S3
 
 MULTIPART_BYTES: Final = 16 << 20
 """A body larger than this goes up in parts."""
@@ -35,6 +37,8 @@ COPY_BYTES_MAX: Final = 5 << 30
 """CopyObject's limit on S3; larger sources are copied part by part."""
 COPY_PART_BYTES: Final = 512 << 20
 OBJECT_BYTES_MAX: Final = 5 << 40
+UPLOAD_PAGES_MAX: Final = 100
+"""Pages of a thousand unfinished uploads looked at in one go; the next go sees the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ def upload_parts(
         def send(number: int, offset: int, length: int) -> str:
             data = source.read_at(offset, length)
             request = partial(wire.client.upload_part, **upload, PartNumber=number, Body=data)
-            return str(wire.send("put", target["Key"], request)["ETag"])
+            answer = wire.send("put", target["Key"], request, needs=("ETag",), size_bytes=length)
+            return str(answer["ETag"])
 
         return send
 
@@ -100,7 +105,8 @@ def copy_parts(
                 PartNumber=number,
                 CopySourceRange=f"bytes={offset}-{offset + length - 1}",
             )
-            return str(wire.send("copy", target["Key"], request)["CopyPartResult"]["ETag"])
+            answer = wire.send("copy", target["Key"], request, needs=("CopyPartResult",))
+            return str(answer["CopyPartResult"]["ETag"])
 
         return send
 
@@ -132,7 +138,8 @@ def _run(
     if sizes[0] > OBJECT_BYTES_MAX:
         raise PermanentError(op, key, f"larger than {OBJECT_BYTES_MAX} bytes")
     create = partial(wire.client.create_multipart_upload, **target, **attributes)
-    upload = {**target, "UploadId": wire.send(op, key, create)["UploadId"]}
+    created = wire.send(op, key, create, needs=("UploadId",))
+    upload = {**target, "UploadId": created["UploadId"]}
     try:
         etags = _send_parts(part_ranges(*sizes), make(upload))
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in etags]
@@ -142,12 +149,52 @@ def _run(
             **conditions,
             MultipartUpload={"Parts": parts},
         )
-        return wire.send(op, key, complete, was_ours=was_ours)
-    except BaseException:
+        return wire.send(op, key, complete, was_ours=was_ours, needs=("ETag",))
+    except BaseException as exc:
+        # A store that is away needs no more than a try: `abort_uploads` comes later.
+        attempts_max = 1 if isinstance(exc, TransientError) else None
         with contextlib.suppress(StoreError):
             abort = partial(wire.client.abort_multipart_upload, **upload)
-            wire.send(op, key, abort)
+            wire.send(op, key, abort, attempts_max=attempts_max)
         raise
+
+
+def abort_uploads(wire: Wire, bucket: str, prefix: str, older_s: float) -> int:
+    """See ObjectStore.abort_uploads."""
+    count = 0
+    arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+    for _ in range(UPLOAD_PAGES_MAX):
+        page = wire.send("list", prefix, partial(wire.client.list_multipart_uploads, **arguments))
+        if "Bucket" not in page and "IsTruncated" not in page:
+            raise TransientError("list", prefix, NOT_S3)
+        now_s = _server_time_s(page)
+        for item in page.get("Uploads", []):
+            if not item["Key"].startswith(prefix):
+                continue
+            if now_s is None or now_s - item["Initiated"].timestamp() < older_s:
+                continue
+            target = {"Bucket": bucket, "Key": item["Key"], "UploadId": item["UploadId"]}
+            abort = partial(wire.client.abort_multipart_upload, **target)
+            try:
+                wire.send("delete", item["Key"], abort)
+            except TransientError as exc:
+                if not exc.detail.startswith("NoSuchUpload"):
+                    raise
+            count += 1
+        if not page.get("IsTruncated"):
+            break
+        arguments["KeyMarker"] = page["NextKeyMarker"]
+        arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
+    return count
+
+
+def _server_time_s(answer: Mapping[str, Any]) -> float | None:
+    """When the server gave this answer, by its own clock."""
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None
 
 
 def _send_parts(ranges: list[tuple[int, int, int]], send: Part) -> list[tuple[int, str]]:

@@ -27,6 +27,7 @@ from s3ws_fs.store.base import (
     ListEntry,
     ObjectInfo,
     ObjectStore,
+    Waits,
     check_key,
 )
 from s3ws_fs.store.body import Body
@@ -140,6 +141,15 @@ class ScopedStore:
     def check(self) -> None:
         """See ObjectStore.check."""
         self._inner.check(self.prefix)
+
+    @property
+    def waits(self) -> Waits:
+        """Requests under way."""
+        return self._inner.waits
+
+    def abort_uploads(self, older_s: float) -> int:
+        """See ObjectStore.abort_uploads; of the whole prefix."""
+        return self._inner.abort_uploads(self.prefix, older_s)
 
     def assume(self, conditional: Conditional) -> None:
         """See ObjectStore.assume."""

@@ -19,7 +19,7 @@ import pytest
 
 from s3ws_fs.core.config import StoreConfig
 from s3ws_fs.core.errors import ConflictError, PermanentError, StoreError, TransientError
-from s3ws_fs.store import s3_client
+from s3ws_fs.store import s3_session
 from s3ws_fs.store.base import Conditional
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.s3 import S3Store
@@ -115,7 +115,7 @@ def test_not_an_s3_server(seaweed_config: StoreConfig, proxy: FaultyProxy) -> No
 def test_a_server_that_hangs_ends_in_a_timeout(
     seaweed_config: StoreConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(s3_session, "READ_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         error = failing(replace(seaweed_config, endpoint_url=url))

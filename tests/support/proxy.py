@@ -142,14 +142,18 @@ def held(gate: threading.Event) -> Fault:
     return Fault("held", gate=gate)
 
 
-def _reset_answer(answer: Answer) -> Answer:
+def _half(answer: Answer) -> bytes:
+    """To the middle of the body; of the headers when there is none."""
     raw = answer.raw()
-    raise Broken(raw[: len(raw) - (len(answer.body) + 1) // 2], reset=True)
+    return raw[: len(raw) - (len(answer.body) + 1) // 2] if answer.body else raw[: len(raw) // 2]
+
+
+def _reset_answer(answer: Answer) -> Answer:
+    raise Broken(_half(answer), reset=True)
 
 
 def _short(answer: Answer) -> Answer:
-    raw = answer.raw()
-    raise Broken(raw[: len(raw) - (len(answer.body) + 1) // 2], reset=False)
+    raise Broken(_half(answer), reset=False)
 
 
 def _corrupt(answer: Answer) -> Answer:
@@ -184,6 +188,7 @@ class _Script:
     fault: Fault
     method: str
     containing: str
+    header: bytes
     skip: int
     left: int
     share: float
@@ -238,16 +243,18 @@ class FaultyProxy:
         *,
         nth: int = 1,
         times: int = 1,
+        header: str = "",
         share: float = 1.0,
         seed: int = 0,
     ) -> None:
         """From the `nth` matching request on, `times` of them suffer this.
 
-        `method` "" matches all, `containing` is looked for in path and query. Of those that match
+        `method` "" matches all, `containing` is looked for in path and query, `header` in all that
+        comes before the body. Of those that match
         only a random `share` is hit. The script armed first goes first.
         """
         chance = random.Random(seed)
-        script = _Script(fault, method, containing, nth - 1, times, share, chance)
+        script = _Script(fault, method, containing, header.encode(), nth - 1, times, share, chance)
         with self._lock:
             self._scripts.append(script)
 
@@ -369,7 +376,7 @@ class FaultyProxy:
         raw, length, chunked = _read_head(connection)
         method, target, _ = raw.split(b" ", 2)
         name, where = method.decode("latin-1"), target.decode("latin-1")
-        fault = self._strike(name, where)
+        fault = self._strike(name, where, raw)
         if fault is None:
             body = _read_body(connection.reader, length, chunked)
             self._exchange(connection, Request(name, where, raw, body), None)
@@ -437,17 +444,19 @@ class FaultyProxy:
                     raise
         raise AssertionError("unreachable")
 
-    def _strike(self, method: str, target: str) -> Fault | None:
+    def _strike(self, method: str, target: str, raw: bytes) -> Fault | None:
         with self._lock:
-            struck = self._struck(method, target)
+            struck = self._struck(method, target, raw)
             name = "" if struck is None else struck.name
             self.log.append(Seen(method, target, name))
             self.struck[name] += 1
         return struck
 
-    def _struck(self, method: str, target: str) -> Fault | None:
+    def _struck(self, method: str, target: str, raw: bytes) -> Fault | None:
         for script in self._scripts:
             if script.method not in ("", method) or script.containing not in target:
+                continue
+            if script.header not in raw:
                 continue
             if script.skip:
                 script.skip -= 1

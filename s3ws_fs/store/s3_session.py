@@ -1,0 +1,100 @@
+"""Builds the boto3 client: endpoint, region, TLS, timeouts, checksums, credentials.
+
+Invariants
+1. botocore makes one attempt and follows no redirect of its own (retries: s3_client.py).
+2. Credentials come from AWS's own chain, and only a digest of them is kept, to see a change.
+
+Called by s3_client.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import Any, Final, cast
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+from urllib3.exceptions import InsecureRequestWarning
+
+from s3ws_fs.core.config import StoreConfig
+from s3ws_fs.store.s3_errors import map_error
+
+CONNECT_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 30.0
+"""Silence, not duration: a body may take as long as it keeps moving."""
+REGION_DEFAULT: Final = "us-east-1"
+"""Custom endpoints rarely care, but a signature needs one."""
+_STATIC: Final = ("env", "shared-credentials-file", "config-file", "custom-process")
+"""Ways to credentials that botocore asks once."""
+
+
+def make_client(config: StoreConfig) -> tuple[Any, bytes]:
+    """A boto3 S3 client, and a digest of its credentials. Raises PermanentError (bad profile…)."""
+    custom = config.endpoint_url
+    if not config.verify_tls:
+        # The setting asks for it; a warning for each request would drown everything else.
+        warnings.simplefilter("ignore", InsecureRequestWarning)
+    try:
+        session = boto3.session.Session()
+        if custom is None:
+            custom = _configured_endpoint(session)
+        region = config.region or session.region_name or (REGION_DEFAULT if custom else None)
+        verify: bool | str = config.ca_bundle or True if config.verify_tls else False
+        client = cast(Any, session).client(
+            "s3",
+            endpoint_url=config.endpoint_url,
+            region_name=region,
+            # None lets AWS_CA_BUNDLE count, True would override it.
+            verify=None if verify is True else verify,
+            config=_client_config(config, custom=custom is not None),
+        )
+        return client, _digest(session)
+    except (BotoCoreError, ValueError) as exc:
+        raise map_error("open", config.location, exc) from without_secrets(exc)
+
+
+def _digest(session: Any) -> bytes:
+    credentials = session.get_credentials()
+    # Those of a role are renewed by botocore itself; asking for them now would be a request.
+    if credentials is None or credentials.method not in _STATIC:
+        return b""
+    known = "\0".join(map(str, credentials.get_frozen_credentials()))
+    return hashlib.sha256(known.encode("utf-8", "surrogateescape")).digest()
+
+
+def _client_config(config: StoreConfig, *, custom: bool) -> Config:
+    style = config.addressing_style
+    options: dict[str, Any] = {}
+    if custom:
+        # Many servers reject or mis-handle the newer default checksums.
+        options = {
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+    return Config(
+        signature_version="s3v4",
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=config.max_parallel,
+        tcp_keepalive=True,
+        s3={"addressing_style": "path" if custom and style == "auto" else style},
+        **options,
+    )
+
+
+def _configured_endpoint(session: Any) -> str | None:
+    """An endpoint that the environment or the profile names (AWS_ENDPOINT_URL_S3 and kin)."""
+    probe = session.client("s3", region_name=REGION_DEFAULT)
+    try:
+        url: str = probe.meta.endpoint_url
+    finally:
+        probe.close()
+    return None if ".amazonaws.com" in url else url
+
+
+def without_secrets(exc: Exception) -> Exception | None:
+    """What may be chained: a ClientError's response may hold the string that was signed."""
+    return None if hasattr(exc, "response") else exc
