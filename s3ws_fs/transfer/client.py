@@ -4,8 +4,11 @@ Invariants
 1. The daemon never waits for the store itself: every request has a deadline (TransientError).
 2. A worker that died is spawned again by the next request, not more often than RESPAWN_S allows;
    whoever waited for it gets TransientError: what was under way is planned again.
-3. After a death the cache's reader slots are checked, so that a dead reader pins no pages.
-4. Secrets reach the worker by its inherited environment only.
+3. A worker that is stopped or stuck is as good as dead: while anything is asked of it, silence is
+   broken by a ping, and one that is not answered for STUCK_S ends it. What it does with the store
+   may take as long as it takes: it answers pings all the while, with what it waits for (`late`).
+4. After a death the cache's reader slots are checked, so that a dead reader pins no pages.
+5. Secrets reach the worker by its inherited environment only.
 
 Called by replica (in the daemon, on the trio loop).
 """
@@ -31,6 +34,12 @@ RESPAWN_S: Final = 1.0
 SEND_DEADLINE_S: Final = 30.0
 """A worker that reads nothing for so long is ended."""
 END_GRACE_S: Final = 3.0
+PING_S: Final = 5.0
+STUCK_S: Final = 30.0
+"""Much longer than a busy machine needs: ending a worker that was only slow costs what it did."""
+
+PING_ID: Final = 0
+"""Requests proper are numbered from 1."""
 
 OnPart = Callable[[dict[str, Any], memoryview], Awaitable[None]]
 
@@ -81,6 +90,8 @@ class _Process:
     process: Running
     stream: trio.abc.Stream
     asked: dict[int, _Asked] = field(default_factory=dict)
+    heard_s: float = 0.0
+    is_up: bool = False
     dead: bool = False
     buried: trio.Event = field(default_factory=trio.Event)
 
@@ -109,6 +120,22 @@ class WorkerClient:
         self._base = dict.fromkeys(("put", "get", "list", "copy", "delete", "head"), 0)
         self._now = dict(self._base)
         self.spawned = 0
+        self.stuck = 0
+        """Workers that were ended because they kept silent."""
+        self._late: tuple[dict[str, Any], float] | None = None
+
+    @property
+    def late(self) -> tuple[str, float] | None:
+        """What the store has not answered that it should have: in words, and since when.
+
+        Times are those of trio's clock.
+        """
+        if self._late is None:
+            return None
+        said, since_s = self._late
+        waited_s = trio.current_time() - since_s
+        why = f", {said['failures']} failed: {said['error']}" if said["failures"] else ""
+        return f"{said['op']} {said['key']}: no answer for {waited_s:.0f} s{why}", since_s
 
     @property
     def pid(self) -> int | None:
@@ -160,6 +187,8 @@ class WorkerClient:
     ) -> dict[str, Any]:
         number, self._next_id = self._next_id, self._next_id + 1
         send, receive = trio.open_memory_channel[tuple[dict[str, Any], memoryview]](0)
+        if not worker.asked:
+            worker.heard_s = trio.current_time()
         worker.asked[number] = _Asked(send)
         frame = wire.encode({**args, "id": number, "cmd": cmd})
         try:
@@ -183,6 +212,8 @@ class WorkerClient:
                     return ok
         finally:
             worker.asked.pop(number, None)
+            if not worker.asked:
+                self._late = None
 
     async def _send(self, worker: _Process, frame: bytes) -> None:
         try:
@@ -217,6 +248,7 @@ class WorkerClient:
         trio.lowlevel.spawn_system_task(self._listen, worker)
         try:
             await self._ask(worker, "hello", None, HELLO_DEADLINE_S, self.hello)
+            worker.is_up = True
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._bury(worker)
@@ -231,12 +263,20 @@ class WorkerClient:
                 message, payload = wire.decode(head, rest)
                 if "requests" in message:
                     self._now = message["requests"]
+                if message["id"] == PING_ID and "ok" in message:
+                    self._note_late(message["ok"]["late"])
                 asked = worker.asked.get(message["id"])
                 if asked is not None:
                     # Whoever asked may have given up meanwhile: its answer is dropped.
                     with contextlib.suppress(trio.BrokenResourceError):
                         await asked.send.send((message, payload))
-        except (trio.BrokenResourceError, trio.ClosedResourceError, EOFError, FormatError):
+        except (
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            EOFError,
+            FormatError,
+            TransientError,
+        ):
             pass
         finally:
             with trio.CancelScope(shield=True):
@@ -245,17 +285,39 @@ class WorkerClient:
     async def _read(self, worker: _Process, count: int) -> bytes:
         data = bytearray()
         while len(data) < count:
-            part = await worker.stream.receive_some(min(count - len(data), 1 << 20))
+            part = await self._receive(worker, min(count - len(data), 1 << 20))
             if not part:
                 raise EOFError
             data += part
         return bytes(data)
+
+    async def _receive(self, worker: _Process, count: int) -> bytes | bytearray:
+        """Some bytes; invariant 3. Only time spent here counts: we may be the slow ones."""
+        since_s = trio.current_time()
+        while True:
+            with trio.move_on_after(PING_S):
+                part = await worker.stream.receive_some(count)
+                worker.heard_s = trio.current_time()
+                return part
+            if not worker.is_up or not worker.asked:
+                continue
+            if trio.current_time() - max(since_s, worker.heard_s) >= STUCK_S:
+                self.stuck += 1
+                raise TransientError("worker", "", "the transfer worker is stuck")
+            await self._send(worker, wire.encode({"id": PING_ID, "cmd": "ping"}))
+
+    def _note_late(self, said: dict[str, Any] | None) -> None:
+        if said is None:
+            self._late = None
+        else:
+            self._late = (said, trio.current_time() - said["waited_s"])
 
     async def _bury(self, worker: _Process) -> None:
         if worker.dead:
             await worker.buried.wait()
             return
         worker.dead = True
+        self._late = None
         if self._current is worker:
             self._current = None
         try:

@@ -2,7 +2,8 @@
 
 Invariants
 1. Bytes come out only if their xxh3-128 is the location's; else FormatError naming the path.
-2. Neighbouring locations of one object are fetched by one GET, bounded by FETCH_BYTES_MAX.
+2. Bytes that differ are fetched once more before that: they may have been spoilt on the way.
+3. Neighbouring locations of one object are fetched by one GET, bounded by FETCH_BYTES_MAX.
 
 Called by worker and mirror.
 """
@@ -10,8 +11,8 @@ Called by worker and mirror.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeVar
 
 import xxhash
 
@@ -22,6 +23,8 @@ from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.types import SELF_OBJECT, Location
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.freeze import Frozen, Readable
+
+T = TypeVar("T")
 
 FETCH_BYTES_MAX: Final = 8 << 20
 """Most bytes of one GET."""
@@ -59,7 +62,19 @@ def verify(data: bytes | memoryview, loc: Location, where: str) -> None:
 
 
 def fetch_group(store: ScopedStore, group: Sequence[Location]) -> dict[Location, bytes]:
-    """One ranged GET. Raises StoreError; FormatError naming the object."""
+    """One ranged GET (invariant 2). Raises StoreError; FormatError naming the object."""
+    return read_twice(lambda: _fetch_group(store, group))
+
+
+def read_twice(read: Callable[[], T]) -> T:
+    """What `read` gives; it is asked again when what came does not verify (invariant 2)."""
+    try:
+        return read()
+    except FormatError:
+        return read()
+
+
+def _fetch_group(store: ScopedStore, group: Sequence[Location]) -> dict[Location, bytes]:
     key = object_key(group[0].object_id)
     start = group[0].offset
     length = max(loc.offset + loc.length for loc in group) - start

@@ -1,11 +1,12 @@
 """The journal's traffic: what stands in the bucket, sealing, checkpoints, restore, garbage.
 
 Invariants
-1. A segment's PUT is the last request of a seal: what it names stands already.
+1. A segment's PUT is the last request of a seal: what it names stands already. So does the segment
+   before it: `require_journal` comes first.
 2. A lost answer is told from a fence by reading the header back: the same flush id is our own.
 3. Garbage is removed only below journal/seg|ckpt|blob, only after a checkpoint stands, only what
    that checkpoint does not name, and only what was older than GC_GRACE_S at its seal, by the
-   server's own clock.
+   server's own clock. The same holds for unfinished uploads, below the prefix, after a day.
 4. Restored records are verified (header, records digest, chain of hashes) before anyone sees them.
 
 Called by worker and following.
@@ -30,6 +31,7 @@ from s3ws_fs.core.errors import (
     FormatError,
     NotFoundError,
     PermanentError,
+    StoreError,
     UserError,
 )
 from s3ws_fs.core.journal import HEADER_BYTES, Header
@@ -38,6 +40,7 @@ from s3ws_fs.core.types import BLOB_BIT
 from s3ws_fs.store.base import DELETE_BATCH, Conditional
 from s3ws_fs.store.body import FileSlice
 from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer.fetch import read_twice
 from s3ws_fs.transfer.freeze import Blob, Frozen
 from s3ws_fs.transfer.spool import RecordsFile, create, open_records
 from s3ws_fs.transfer.wire import FencedError, OwnSealError
@@ -47,6 +50,8 @@ WHOLE_GET_BYTES_MAX: Final = 1 << 20
 SEGMENTS_MAX: Final = 100_000
 """More segments than this above a checkpoint is a damaged journal."""
 GC_GRACE_S: Final = 3600
+UPLOAD_GRACE_S: Final = 24 * 3600.0
+"""An upload that takes longer than this is nobody's any more."""
 CHECKPOINTS_KEPT: Final = 2
 GARBAGE_BATCH: Final = DELETE_BATCH
 """Objects removed at once."""
@@ -172,8 +177,12 @@ def _numbers(store: ScopedStore, prefix: str, after: str = "") -> Iterator[tuple
 
 def read_header(store: ScopedStore, key: str) -> tuple[Header, str]:
     """Header and its hash. Raises NotFoundError, FormatError."""
-    raw = store.get(key, 0, HEADER_BYTES).data
-    return journal.decode_header(raw, key), journal.header_hash(raw)
+
+    def read() -> tuple[Header, str]:
+        raw = store.get(key, 0, HEADER_BYTES).data
+        return journal.decode_header(raw, key), journal.header_hash(raw)
+
+    return read_twice(read)
 
 
 def survey(store: ScopedStore) -> JournalState:
@@ -242,6 +251,23 @@ def ship_blobs(
         shipped(number + 1)
     for job in jobs:
         job.result()
+
+
+def require_journal(store: ScopedStore, number: int) -> None:
+    """Raise FormatError unless what segment `number` continues stands in the bucket.
+
+    The must-create PUT tells when somebody is ahead of us. A bucket that was emptied or put back
+    under a mount it can't tell: the PUT would succeed, and later ones after it.
+    """
+    before = number - 1
+    names = [layout.seg_key(before), layout.ckpt_key(before)] if before else [layout.WORKSPACE_KEY]
+    for key in names:
+        try:
+            store.head(key)
+        except NotFoundError:
+            continue
+        return
+    raise FormatError(names[0], "is gone: the bucket was emptied or replaced under this mount")
 
 
 def seal(store: ScopedStore, frozen: Frozen) -> None:
@@ -313,8 +339,24 @@ def collect_garbage(store: ScopedStore, frozen: Frozen) -> int:
     return removed
 
 
+def give_up_uploads(store: ScopedStore) -> int:
+    """Abort what killed workers left of multipart uploads; returns how many, as far as it got.
+
+    Never raises: not every server knows the request, not every policy allows it, and nothing
+    depends on it but a bill.
+    """
+    try:
+        return store.abort_uploads(UPLOAD_GRACE_S)
+    except StoreError:
+        return 0
+
+
 def fetch_records(store: ScopedStore, key: str, directory: Path, name: str) -> RecordsFile:
     """Header and records of a journal object into a spool file, verified."""
+    return read_twice(lambda: _fetch_records(store, key, directory, name))
+
+
+def _fetch_records(store: ScopedStore, key: str, directory: Path, name: str) -> RecordsFile:
     first = store.get(key, 0, WHOLE_GET_BYTES_MAX)
     header = journal.decode_header(first.data, key)
     if first.total_bytes != header.total_bytes:

@@ -11,8 +11,9 @@ Called by worker. How one object is written safely: objects.py.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
@@ -215,13 +216,22 @@ def _windowed(
 ) -> Iterator[tuple[_T, Callable[[], _R]]]:
     """Run `work` on all items in the pool, SUBMIT_WINDOW at a time, yielding in order.
 
-    Once `stopped`, no more is started, but all that was is waited for.
+    Once `stopped`, no more is begun (on a slow store a window takes long, and a seal may be due),
+    but all that was is waited for.
     """
-    waiting: list[tuple[_T, Callable[[], _R]]] = []
+    waiting: deque[tuple[_T, Future[_R]]] = deque()
     for item in items:
         if stopped():
             break
-        waiting.append((item, pool.submit(work, item).result))
+        waiting.append((item, pool.submit(work, item)))
         if len(waiting) >= SUBMIT_WINDOW:
-            yield waiting.pop(0)
-    yield from waiting
+            item, future = waiting.popleft()
+            yield item, future.result
+    while waiting:
+        if stopped():
+            begun = [entry for entry in waiting if not entry[1].cancel()]
+            waiting = deque(begun)
+            if not waiting:
+                return
+        item, future = waiting.popleft()
+        yield item, future.result

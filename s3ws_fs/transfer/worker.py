@@ -9,6 +9,9 @@ Invariants
    without a request.
 4. Flush work (freeze, seal, mirror, …) runs one at a time in its lane; fetches have a lane of their
    own, so that a person's read never waits behind a flush.
+5. "ping" is answered at once, whatever is under way, with the request that waits longest for the
+   store: silence means that this process is stopped or stuck.
+6. A fetch that nobody waits for any more is not begun.
 
 Started by client; called by nobody.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import queue
 import secrets
@@ -24,10 +28,11 @@ import select
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +46,7 @@ from s3ws_fs.core.errors import (
     NotFoundError,
     PermanentError,
     S3wsError,
+    TransientError,
     UserError,
 )
 from s3ws_fs.core.ids import RandBits
@@ -129,6 +135,8 @@ class Worker:
             self._flush_lane.get()()
 
     def _dispatch(self, ask: dict[str, Any], _: memoryview) -> None:
+        if "patience_s" in ask:
+            ask["until_s"] = time.monotonic() + ask["patience_s"]
         with self._busy_lock:
             self._busy += 1
 
@@ -138,7 +146,9 @@ class Worker:
         if ask["cmd"] == "stop-mirror":
             self._stop_mirror.set()
             job()
-        elif ask["cmd"] in ("fetch", "fetch-mirror"):
+        elif ask["cmd"] == "ping":
+            job()
+        elif ask["cmd"] in ("fetch", "fetch-mirror", "check"):
             self._fetches.submit(job)
         else:
             self._flush_lane.put(job)
@@ -218,6 +228,15 @@ class Worker:
                 exit_code=ExitCode.STORE,
             )
         return {"conditional": journaling.conditional_json(found)}
+
+    def do_ping(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """We are there; and what the store has not answered that it should have."""
+        late = None if self._store is None else self._store.waits.overdue()
+        return {"late": None if late is None else asdict(late)}
+
+    def do_check(self, ask: dict[str, Any], part: Reply) -> None:
+        """Does it answer?"""
+        self.store.check()
 
     def do_survey(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """What stands in the journal."""
@@ -299,6 +318,7 @@ class Worker:
             journaling.ship_blobs(
                 self.store, frozen, self._transfers, lambda count: part({"shipped": count})
             )
+        journaling.require_journal(self.store, frozen.number)
         journaling.seal(self.store, frozen)
         assert self._ahead is not None
         self._ahead.known.clear()
@@ -307,7 +327,8 @@ class Worker:
         """Put the checkpoint of the sealed freeze, then remove garbage."""
         frozen = self._kept(ask)
         journaling.put_checkpoint(self.store, frozen)
-        return {"removed": journaling.collect_garbage(self.store, frozen)}
+        removed = journaling.collect_garbage(self.store, frozen)
+        return {"removed": removed, "uploads": journaling.give_up_uploads(self.store)}
 
     def do_mirror(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Bring files/ to the frozen point; results come in parts. Ends the freeze."""
@@ -353,9 +374,11 @@ class Worker:
 
     def do_reconcile(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Learn from a listing what stands in the mirror."""
-        return reconcile.reconcile(
+        result = reconcile.reconcile(
             self.store, self.reader, ask["workspace"], ask["prefix_bytes"], part
         )
+        journaling.give_up_uploads(self.store)
+        return result
 
     def do_stop_mirror(self, ask: dict[str, Any], part: Reply) -> None:
         """End the mirror pass under way early; what is left stays on the to-do."""
@@ -368,6 +391,7 @@ class Worker:
 
     def do_fetch(self, ask: dict[str, Any], part: Reply) -> None:
         """Bytes of locations, verified, a part a GET."""
+        _require_patience(ask)
         wanted = [
             Location(object_id, offset, length, bytes.fromhex(digest))
             for object_id, offset, length, digest in ask["locations"]
@@ -379,6 +403,7 @@ class Worker:
 
     def do_fetch_mirror(self, ask: dict[str, Any], part: Reply) -> None:
         """Bytes of one location from the first mirror object that has them."""
+        _require_patience(ask)
         object_id, offset, length, digest = ask["location"]
         wanted = Location(object_id, offset, length, bytes.fromhex(digest))
         for text in ask["paths"]:
@@ -389,6 +414,11 @@ class Worker:
             part({}, data)
             return
         raise FormatError("files/", "no object of the mirror has these bytes")
+
+
+def _require_patience(ask: dict[str, Any]) -> None:
+    if time.monotonic() > ask.get("until_s", math.inf):
+        raise TransientError(ask["cmd"], "", "nobody waits for it any more")
 
 
 def _batch_json(batch: Batch) -> dict[str, Any]:

@@ -279,7 +279,9 @@ class Process:
         if command == "stop-mirror":
             self._worker.stop_mirror()
             lane = contextlib.AsyncExitStack()
-        elif command in ("fetch", "fetch-mirror"):
+        elif command == "ping":
+            lane = contextlib.AsyncExitStack()
+        elif command in ("fetch", "fetch-mirror", "check"):
             lane = self._fetch_lanes
         try:
             async with lane:

@@ -151,14 +151,25 @@ class StrandFuture(Generic[T]):
         self._done = trio.Event()
         self._result: T | None = None
         self._error: BaseException | None = None
+        self._begun = False
+        self._cancelled = False
 
     async def fill(self, strand: Strand[T]) -> None:
         """Run the strand, and keep what comes of it."""
+        if self._cancelled:
+            return
+        self._begun = True
         try:
             self._result = await strand.run()
         except Exception as exc:
             self._error = exc
         self._done.set()
+
+    def cancel(self) -> bool:
+        """Not to be run at all; False when it runs already, or did."""
+        if not self._begun:
+            self._cancelled = True
+        return self._cancelled
 
     def result(self) -> T:
         """What the function returned. Raises what it raised."""

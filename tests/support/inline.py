@@ -94,6 +94,7 @@ class InlineClient:
         self.spawned = 0
         self.pid: int | None = None
         self.requests: dict[str, int] = {}
+        self.late: tuple[str, float] | None = None
         self._worker: Worker | None = None
         self._means = Means(
             open_store=lambda _, prefix: ScopedStore(open_store(), prefix, randbits=randbits),

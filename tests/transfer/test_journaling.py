@@ -20,6 +20,7 @@ from s3ws_fs.store.memory import Fault, MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import freeze as freezing
 from s3ws_fs.transfer import journaling, spool
+from s3ws_fs.transfer.fetch import read_twice
 from s3ws_fs.transfer.freeze import FreezeRequest, Frozen
 from s3ws_fs.transfer.wire import FencedError, OwnSealError
 from tests.transfer.conftest import write
@@ -154,6 +155,40 @@ def test_a_lost_answer_is_our_own_seal(
     memory.fault = None
     journaling.seal(store, frozen)
     assert journaling.read_header(store, layout.seg_key(1))[0].flush_id == frozen.flush_id
+
+
+def test_a_seal_needs_what_it_continues(
+    fs: FileSystem, cache: Cache, tmp_path: Path, store: ScopedStore
+) -> None:
+    """The must-create PUT can't tell a bucket that was emptied."""
+    with pytest.raises(FormatError, match=r"workspace\.json: is gone"):
+        journaling.require_journal(store, 1)
+    journaling.make_workspace(store, WORKSPACE, 1)
+    journaling.require_journal(store, 1)
+    with pytest.raises(FormatError, match="is gone"):
+        journaling.require_journal(store, 2)
+    write(fs, b"f", b"x")
+    journaling.seal(store, freeze(cache, tmp_path, ask(1)))
+    journaling.require_journal(store, 2)
+    # A segment that a checkpoint folded may be gone.
+    store.delete(layout.seg_key(1))
+    store.put(layout.ckpt_key(1), b"checkpoint")
+    journaling.require_journal(store, 2)
+
+
+def test_bytes_spoilt_on_the_way_are_read_again() -> None:
+    tries = 0
+
+    def read() -> int:
+        nonlocal tries
+        tries += 1
+        if tries != 2:
+            raise FormatError("k", f"spoilt {tries}")
+        return tries
+
+    assert read_twice(read) == 2
+    with pytest.raises(FormatError, match="spoilt 4"):
+        read_twice(read)
 
 
 def test_a_late_seal_of_our_own_and_a_fence(

@@ -164,6 +164,36 @@ async def test_a_deadline(client: WorkerClient) -> None:
     assert (await client.ask("survey"))["newest"] == 0
 
 
+async def test_a_stopped_worker_is_ended_and_replaced(
+    client: WorkerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP, a deadlock: the request's own deadline may be an hour."""
+    await client.ask("survey")
+    pid = client.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr("s3ws_fs.transfer.client.PING_S", 0.05)
+        patch.setattr("s3ws_fs.transfer.client.STUCK_S", 0.2)
+        patch.setattr("s3ws_fs.transfer.client.END_GRACE_S", 0.05)
+        with pytest.raises(TransientError, match="died"):
+            await client.ask("survey", deadline_s=3600.0)
+    assert client.stuck == 1
+    await client.ask("survey")
+    assert client.pid != pid
+    assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_a_fetch_that_nobody_waits_for_is_not_begun(
+    client: WorkerClient, direct: ScopedStore
+) -> None:
+    direct.put(layout.seg_key(1), b"abc")
+    locations = [[1, 0, 3, xxhash.xxh3_128_hexdigest(b"abc")]]
+    await client.ask("fetch", locations=locations, patience_s=60.0)
+    with pytest.raises(TransientError, match="nobody waits"):
+        await client.ask("fetch", locations=locations, patience_s=-1.0)
+
+
 async def test_fetch_verifies(client: WorkerClient, direct: ScopedStore) -> None:
     parts = [b"a" * 1000, b"b" * 500, b"c" * 10]
     direct.put(layout.seg_key(1), b"".join(parts))
