@@ -30,7 +30,9 @@ FOLLOW_GROWTH: Final = 1.5
 FOLLOW_IDLE_S_MAX: Final = 300.0
 """A look of a worker that has to be started for it costs 0.4 s of CPU: 0.1 % at this interval."""
 RETRY_MIN_S: Final = 0.5
-RETRY_MAX_S: Final = 30.0
+RETRY_MAX_S: Final = 10.0
+"""So long at most until a store that came back is noticed: well below the bound on the age of dirt,
+and an attempt at a store that is away is cheap (one request, refused)."""
 
 
 @dataclass(slots=True)

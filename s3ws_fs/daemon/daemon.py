@@ -408,6 +408,8 @@ class Daemon:
         try:
             async with self._unless_given_up():
                 unsaved = await parts.replica.final_flush(self.progress)
+                if unsaved and parts.replica.final_error:
+                    why = f": {parts.replica.final_error}"
         except Exception as exc:
             error = only_error(exc)
             log.error("the final flush failed", exc_info=error)

@@ -128,6 +128,7 @@ class Parts:
         """What runs until the end, by name (the hydrator ends with the mount)."""
         return {
             "flusher": self.replica.run,
+            "store watch": self.replica.watch,
             "reaper": partial(self.reaper.run, self.fs, self.kernel),
             "room": self.room.run,
             "sync points": partial(self.durability.run, config.sync_point_interval_s),

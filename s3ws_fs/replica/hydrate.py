@@ -5,7 +5,9 @@ Invariants
    still names that location (Bookkeeping.store_fetched).
 2. A person's read goes first: the hydrator pauses while one is under way.
 3. A read never fails for what others wait for, or for what comes along with it.
-4. A damaged extent is an error naming its path, unless the mirror has the same bytes
+4. What the store refuses or does not answer is tried again, with a growing and random pause, until
+   the reader's time is up; that it is in trouble is told (`trouble`) until a fetch works again.
+5. A damaged extent is an error naming its path, unless the mirror has the same bytes
    (second_copy.py); it keeps nobody from the others.
 
 Called by replicator.
@@ -16,6 +18,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,7 +29,7 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.headroom import LAST, OK
 from s3ws_fs.core import failpoints, keys
 from s3ws_fs.core.backoff import Retry
-from s3ws_fs.core.errors import FormatError, FsError, S3wsError, TransientError
+from s3ws_fs.core.errors import FormatError, FsError, PermanentError, S3wsError, TransientError
 from s3ws_fs.core.types import Location, NeedExtents
 from s3ws_fs.replica.second_copy import SecondCopies
 from s3ws_fs.transfer.client import WorkerClient
@@ -65,10 +68,20 @@ class _Flight:
 class Hydrator:
     """Fetches cold extents through the worker."""
 
-    def __init__(self, cache: Cache, worker: WorkerClient, patience_s: float) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        worker: WorkerClient,
+        patience_s: float,
+        random01: Callable[[], float] = random.random,
+    ) -> None:
         self._cache = cache
         self._worker = worker
         self._patience_s = patience_s
+        self._random01 = random01
+        self._in_trouble = trio.Event()
+        self.trouble: tuple[str, float] | None = None
+        """Why nothing can be read from the bucket, and since when (trio's clock)."""
         self._flights: dict[tuple[int, int, Location], _Flight] = {}
         self._asked_for = 0
         self.make_room: Callable[[], Awaitable[bool]] = _none_to_make
@@ -143,8 +156,9 @@ class Hydrator:
             try:
                 if await self._bring(wanted, ahead):
                     return
-            except TransientError:
-                wait_s = retry.failed(0.0)
+            except (TransientError, PermanentError):
+                # Also what is refused: keys are changed, and buckets put back.
+                wait_s = retry.failed(self._random01())
                 if trio.current_time() + wait_s >= until_s:
                     raise
                 await trio.sleep(wait_s)
@@ -174,6 +188,10 @@ class Hydrator:
         try:
             await self._ask(items)
             failed = False
+            self.trouble = None
+        except (TransientError, PermanentError) as exc:
+            self._note_trouble(exc)
+            raise
         finally:
             for item, flight in flights.items():
                 flight.failed = failed
@@ -205,8 +223,29 @@ class Hydrator:
             "fetch",
             on_part,
             deadline_s=FETCH_SILENCE_S,
+            patience_s=FETCH_SILENCE_S,
             locations=[[loc.object_id, loc.offset, loc.length, loc.digest.hex()] for loc in places],
         )
+
+    def _note_trouble(self, exc: S3wsError) -> None:
+        since_s = trio.current_time() if self.trouble is None else self.trouble[1]
+        self.trouble = (str(exc), since_s)
+        self._in_trouble.set()
+
+    async def watch(self) -> None:
+        """While in trouble, see whether the store answers again, also when nobody reads."""
+        while True:
+            await self._in_trouble.wait()
+            self._in_trouble = trio.Event()
+            retry = Retry()
+            while self.trouble is not None:
+                await trio.sleep(retry.failed(self._random01()))
+                try:
+                    await self._worker.ask("check")
+                except S3wsError as exc:
+                    self._note_trouble(exc)
+                else:
+                    self.trouble = None
 
     async def _need_room(self) -> None:
         """Have room for a part. Raises FsError ENOSPC.
@@ -232,7 +271,7 @@ class Hydrator:
                 retry.worked()
             except S3wsError as exc:
                 log.info("hydration waits: %s", exc)
-                await trio.sleep(retry.failed(1.0))
+                await trio.sleep(retry.failed(self._random01()))
         self.cold_bytes = self.cold_files = 0
         failpoints.hit(failpoints.HYDRATE_AFTER)
         if not self.damaged and not self._cache.has_evicted:

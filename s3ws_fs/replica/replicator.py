@@ -42,8 +42,15 @@ SYNC_CYCLES_MAX: Final = 1000
 """Cycles one sync runs at most while files keep changing under it."""
 FINAL_TRIES: Final = 5
 """Failed cycles in a row after which the final flush gives up and lists what is not saved."""
+FINAL_SILENCE_S: Final = 60.0
+"""A store silent for so long ends the final flush: whoever stops a container waits for it."""
+SILENCE_POLL_S: Final = 1.0
 
 Progress = Callable[[dict[str, Any]], None]
+
+
+class _SilentError(S3wsError):
+    """The final flush was given up: nothing answers."""
 
 
 async def nothing_cached(_: Outdated) -> None:
@@ -87,7 +94,7 @@ class Replicator:
             randbits=randbits,
             host=position.host_name() if host is None else host,
         )
-        self._hydrator = Hydrator(cache, self.worker, config.read_timeout_s)
+        self._hydrator = Hydrator(cache, self.worker, config.read_timeout_s, random01)
         self._policy = Debounce(config.debounce_min_s, config.debounce_max_s)
         self._retry = Retry()
         self._cycle_lock = trio.Lock()
@@ -99,6 +106,8 @@ class Replicator:
         self._error: str | None = None
         self._prepared = False
         self._paused = False
+        self.final_error: str | None = None
+        """Why the final flush could not save everything."""
         self.kernel_forget: Callable[[Outdated], Awaitable[None]] = nothing_cached
         """To be awaited after a change that did not come through the kernel was committed: when it
         returns, programs see it. Set by the daemon. Never within a read's `fetch`."""
@@ -350,9 +359,12 @@ class Replicator:
         try:
             while tries < FINAL_TRIES:
                 async with self._cycle_lock:
-                    error = await self._asked_cycle(progress)
+                    error = await self._cycle_unless_silent(progress)
                 if isinstance(error, FencedError):
                     raise position.fenced_error(error)
+                self.final_error = None if error is None else str(error)
+                if isinstance(error, _SilentError):
+                    break
                 if error is None and self._is_clean():
                     failpoints.hit(failpoints.FINAL_AFTER)
                     return report.conflict_lines(self._flusher)
@@ -366,6 +378,28 @@ class Replicator:
             with trio.CancelScope(shield=True):
                 await self.worker.close()
 
+    async def _cycle_unless_silent(self, progress: Progress) -> Exception | None:
+        """A cycle that is given up (_SilentError) when the store keeps silent in it."""
+        error: Exception | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                nonlocal error
+                while True:
+                    await trio.sleep(SILENCE_POLL_S)
+                    late = self.worker.late
+                    if late is None:
+                        continue
+                    progress({"phase": "waiting for the store", "error": late[0]})
+                    if trio.current_time() - late[1] >= FINAL_SILENCE_S:
+                        error = _SilentError(late[0])
+                        nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            error = await self._asked_cycle(progress)
+            nursery.cancel_scope.cancel()
+        return error
+
     def _is_clean(self) -> bool:
         with self._cache.read() as view:
             return view.dirty_count() == 0 and view.mtodo_count() <= self._flusher.conflict_inos
@@ -377,6 +411,10 @@ class Replicator:
     def set_make_room(self, make_room: Callable[[], Awaitable[bool]]) -> None:
         """What to call when there is no room for fetched bytes (see Hydrator.make_room)."""
         self._hydrator.make_room = make_room
+
+    async def watch(self) -> None:
+        """After a failed read: see by itself when the store is back."""
+        await self._hydrator.watch()
 
     async def hydrate(self) -> None:
         """Fetch everything cold in the background, then return."""
@@ -424,9 +462,15 @@ class Replicator:
         fenced = self._flusher.fenced
         if fenced is not None:
             return {"state": "fenced", "since_s": None, "error": str(fenced)}
-        since_s = self._degraded_since_s
+        troubles = [
+            (self._error, self._degraded_since_s),
+            self.worker.late or (None, None),
+            self._hydrator.trouble or (None, None),
+        ]
+        error = next((text for text, _ in troubles if text is not None), None)
+        since_s = min((since for _, since in troubles if since is not None), default=None)
         return {
-            "state": "ok" if self._error is None else "degraded",
+            "state": "ok" if error is None else "degraded",
             "since_s": None if since_s is None else round(now_s - since_s, 3),
-            "error": self._error,
+            "error": error,
         }

@@ -110,3 +110,16 @@ def test_the_pace_is_bounded_and_starts_anew() -> None:
     slow = Pace(300.0)
     slow.nothing()
     assert slow.wait_s == 300.0
+
+
+def test_after_a_long_outage_the_store_is_tried_soon() -> None:
+    """However many failures came before, healing is noticed within RETRY_MAX_S, with jitter."""
+    retry = Retry()
+    for _ in range(10_000):
+        retry.failed(0.5)
+    pauses = {retry.failed(number / 100) for number in range(100)}
+    assert len(pauses) == 100
+    assert min(pauses) >= RETRY_MAX_S / 2
+    assert max(pauses) <= RETRY_MAX_S <= 10.0
+    retry.worked()
+    assert retry.failed(0.999) <= 0.5
