@@ -33,6 +33,9 @@ BUCKET: Final = "s3ws-test"
 REGION: Final = "us-east-1"
 ACCESS_KEY: Final = "s3ws-test-key"
 SECRET_KEY: Final = "s3ws-test-secret"
+SECOND_KEY: Final = "s3ws-test-other-key"
+SECOND_SECRET: Final = "s3ws-test-other-secret"
+"""Another pair for the same rights: what a person changes to."""
 VOLUME_MB: Final = 1024
 VOLUMES_MAX: Final = 100
 
@@ -176,9 +179,12 @@ class Seaweed:
         self.stop()
 
     def _identities(self) -> Mapping[str, Any]:
-        keys = {"accessKey": self.access_key, "secretKey": self.secret_key}
+        keys = [
+            {"accessKey": self.access_key, "secretKey": self.secret_key},
+            {"accessKey": SECOND_KEY, "secretKey": SECOND_SECRET},
+        ]
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        return {"identities": [{"name": "test", "credentials": [keys], "actions": actions}]}
+        return {"identities": [{"name": "test", "credentials": keys, "actions": actions}]}
 
     def _server_env(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_", "WEED_"))}
