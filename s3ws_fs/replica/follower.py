@@ -101,7 +101,7 @@ class Follower:
             },
             reader_check=cache.reader_check,
         )
-        self._hydrator = Hydrator(cache, self.worker, config.read_timeout_s)
+        self._hydrator = Hydrator(cache, self.worker, config.read_timeout_s, random01)
         self._pace = Pace(config.follow_interval_s)
         self._retry = Retry()
         self._lock = trio.Lock()
@@ -112,6 +112,8 @@ class Follower:
         self._next_look_s = 0.0
         self._sooner = trio.Event()
         self._degraded_since_s: float | None = None
+        self.final_error: str | None = None
+        """As a Replicator's: here there is never anything to save."""
         self._error: str | None = None
         self._cold: list[bytes] = []
         self._is_sweep_due = False
@@ -389,6 +391,10 @@ class Follower:
         """What to call when there is no room for fetched bytes (see Hydrator.make_room)."""
         self._hydrator.make_room = make_room
 
+    async def watch(self) -> None:
+        """After a failed read: see by itself when the store is back."""
+        await self._hydrator.watch()
+
     async def hydrate(self) -> None:
         """Fetch in the background what is cold, and what becomes so, until cancelled."""
         await self._hydrator.run()
@@ -409,7 +415,7 @@ class Follower:
         """The replica's part of the status document. Never waits."""
         now_s = trio.current_time()
         generation = self._position.generation
-        since_s = self._degraded_since_s
+        looking = (self._error, self._degraded_since_s)
         return {
             "generation": {"head": generation, "sealed": generation, "mirrored": generation},
             "dirty": {"records": 0, "files": 0, "bytes": 0, "oldest_age_s": None},
@@ -421,11 +427,7 @@ class Follower:
             },
             "mirror": {"pending_files": 0, "unmirrored": [], "conflicts": []},
             "follow": self._follow_status(now_s),
-            "health": {
-                "state": "ok" if self._error is None else "degraded",
-                "since_s": None if since_s is None else round(now_s - since_s, 3),
-                "error": self._error,
-            },
+            "health": report.health(now_s, looking, self.worker.late, self._hydrator.trouble),
             "hydration": report.hydration(self._hydrator),
             "requests": self.worker.requests,
             "worker_pid": self.worker.pid,

@@ -462,15 +462,5 @@ class Replicator:
         fenced = self._flusher.fenced
         if fenced is not None:
             return {"state": "fenced", "since_s": None, "error": str(fenced)}
-        troubles = [
-            (self._error, self._degraded_since_s),
-            self.worker.late or (None, None),
-            self._hydrator.trouble or (None, None),
-        ]
-        error = next((text for text, _ in troubles if text is not None), None)
-        since_s = min((since for _, since in troubles if since is not None), default=None)
-        return {
-            "state": "ok" if error is None else "degraded",
-            "since_s": None if since_s is None else round(now_s - since_s, 3),
-            "error": error,
-        }
+        flushing = (self._error, self._degraded_since_s)
+        return report.health(now_s, flushing, self.worker.late, self._hydrator.trouble)

@@ -87,6 +87,17 @@ def hydration(hydrator: Hydrator) -> dict[str, Any]:
     }
 
 
+def health(now_s: float, *troubles: tuple[str | None, float | None] | None) -> dict[str, Any]:
+    """Well, or what is wrong and since when: the first trouble that is one, the oldest time."""
+    known = [trouble for trouble in troubles if trouble is not None and trouble[0] is not None]
+    since_s = min((since for _, since in known if since is not None), default=None)
+    return {
+        "state": "degraded" if known else "ok",
+        "since_s": None if since_s is None else round(now_s - since_s, 3),
+        "error": known[0][0] if known else None,
+    }
+
+
 def _listed(reasons: dict[str, str]) -> list[dict[str, str]]:
     return [{"path": path, "reason": why} for path, why in reasons.items()]
 
