@@ -6,6 +6,7 @@ Programs (tests.soak.actors) work on one mount whose bucket is a SeaweedFS serve
 one of these is killed:
 
     container   everything: the programs' mount is dead, as after `docker kill`
+    daemon      the process behind the mount; its holder brings it back, the programs go on
     worker      the process that talks to the bucket
 
 After each death of the container the cache is checked, mounted again, and judged by the witnesses
@@ -13,7 +14,7 @@ After each death of the container the cache is checked, mounted again, and judge
 workspace mounted on another host without a cache.
 
 Invariants
-1. Between two deaths of the container no program may end.
+1. Between two deaths of the container no program may end: a killed daemon is a pause.
 2. All is drawn from the seed, but for what the machine's timing decides.
 """
 
@@ -44,7 +45,7 @@ from tests.support.seaweed import running_seaweed
 WAIT_S: Final = (0.2, 4.0)
 """Between two strikes, at least and at most."""
 PROGRAM_END_S: Final = 60.0
-VICTIMS: Final = {"container": 3, "worker": 3}
+VICTIMS: Final = {"container": 3, "daemon": 4, "worker": 3}
 SETTINGS: Final = {**QUICK, "WORKSPACE_MAX_SIZE_MB": "4096"}
 
 
@@ -150,6 +151,8 @@ class Soak:
                 return
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        elif victim == "daemon":
+            self._host.kill_daemon()
         else:
             self._host.kill()
             self._recover()
