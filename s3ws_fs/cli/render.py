@@ -176,7 +176,7 @@ def _mirror_lines(mirror: dict[str, Any]) -> list[str]:
 def _rot_lines(hydration: dict[str, Any]) -> list[str]:
     titles = {
         "damaged": "damaged in the bucket (see `s3ws check --bucket`)",
-        "second_copies": "damaged in the journal, read from the mirror",
+        "second_copies": "damaged in the journal, another copy was used",
     }
     return _listed_lines("bucket", hydration, titles)
 

@@ -210,6 +210,7 @@ class Flusher:
             self._segment_bytes = 0
             if self._cache.get_json(position.CHECKPOINT_DUE):
                 self._cache.put_json(position.CHECKPOINT_DUE, False)
+                self._cache.put_json(position.DONE_WITHOUT, None)
 
     async def drop(self) -> None:
         """Let the worker give up the freeze under way (the mirror has nothing to do)."""

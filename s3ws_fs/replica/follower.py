@@ -45,10 +45,10 @@ from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import ROOT_INO, NeedExtents, Outdated
 from s3ws_fs.replica import report, restore
 from s3ws_fs.replica.hydrate import Hydrator
-from s3ws_fs.replica.position import Sealed
+from s3ws_fs.replica.position import DONE_WITHOUT, Sealed
 from s3ws_fs.replica.replicator import nothing_cached
 from s3ws_fs.transfer import spool
-from s3ws_fs.transfer.client import WorkerClient
+from s3ws_fs.transfer.client import Start, WorkerClient, start_process
 from s3ws_fs.transfer.spool import RecordsFile, open_records
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class Follower:
         *,
         random01: Callable[[], float] = random.random,
         boottime_s: Callable[[], float] = _boottime_s,
+        start_worker: Start = start_process,
     ) -> None:
         self._config = config
         self._cache = cache
@@ -100,6 +101,7 @@ class Follower:
                 "read_only": True,
             },
             reader_check=cache.reader_check,
+            start=start_worker,
         )
         self._hydrator = Hydrator(cache, self.worker, config.read_timeout_s, random01)
         self._pace = Pace(config.follow_interval_s)
@@ -325,6 +327,8 @@ class Follower:
         self.note_rewritten(None)
         self._sure_s, self._looked_s = looked_s, trio.current_time()
         self._cache.put_json("workspace", state["workspace"])
+        self._cache.put_json(DONE_WITHOUT, state["damaged"])
+        self._hydrator.note_done_without()
         for file in files:
             file.path.unlink(missing_ok=True)
         await self._refresh_open_files(applied)

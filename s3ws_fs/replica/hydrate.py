@@ -31,6 +31,7 @@ from s3ws_fs.core import failpoints, keys
 from s3ws_fs.core.backoff import Retry
 from s3ws_fs.core.errors import FormatError, FsError, PermanentError, S3wsError, TransientError
 from s3ws_fs.core.types import Location, NeedExtents
+from s3ws_fs.replica.position import DONE_WITHOUT
 from s3ws_fs.replica.second_copy import SecondCopies
 from s3ws_fs.transfer.client import WorkerClient
 
@@ -91,6 +92,13 @@ class Hydrator:
         self.cold_files = 0
         self.damaged: dict[str, str] = {}
         self.second_copies = SecondCopies(cache, worker)
+
+    def note_done_without(self) -> None:
+        """Say what a restore had to do without (position.DONE_WITHOUT), with the second copies."""
+        found = self._cache.get_json(DONE_WITHOUT)
+        if found is not None:
+            where, why = found
+            self.second_copies.used[where] = f"{why}; the checkpoint before it was used"
 
     async def fetch(self, need: NeedExtents) -> None:
         """Bring these extents into the cache. Raises FsError EIO.

@@ -8,7 +8,8 @@ Meta values kept in the cache
     mirror_known  whether the mirror's rows are complete (false after a restore and during
                   a mirror pass, until reconciled)
     hydrated      whether no extent is cold any more
-    checkpoint_due  whether the next flush makes a checkpoint: a segment can't be read any more
+    checkpoint_due  whether the next flush makes a checkpoint: an object can't be read any more
+    done_without    a checkpoint that was damaged, and why: the restore used the one before it
 
 Invariants
 1. A bucket that went on without us is never written to from this cache: with no unsealed change the
@@ -32,6 +33,7 @@ from s3ws_fs.core.ids import RandBits, new_id
 from s3ws_fs.transfer.wire import FencedError
 
 CHECKPOINT_DUE: Final = "checkpoint_due"
+DONE_WITHOUT: Final = "done_without"
 NEWER: Final = "newer"
 SAME: Final = "same"
 

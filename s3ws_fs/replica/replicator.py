@@ -129,6 +129,7 @@ class Replicator:
             with trio.CancelScope(shield=True):
                 await self.worker.close()
             raise
+        self._hydrator.note_done_without()
         self._flusher.load()
         self._prepared = True
         self._note_old_dirt()

@@ -155,6 +155,9 @@ async def _rebuild(
     header = state["header"]
     generation = 0 if header is None else header["generation"]
     cache.put_json("workspace", uuid_text)
+    if state.get("damaged"):
+        cache.put_json(position.DONE_WITHOUT, state["damaged"])
+        cache.put_json(position.CHECKPOINT_DUE, True)
     cache.put_json("mirror_known", header is None)
     cache.put_json("hydrated", header is None)
     cache.put_json("mirrored", 0 if header is None else min(state["mirrored"], generation))

@@ -34,7 +34,7 @@ from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import PROBE_PREFIX, ScopedStore
 from s3ws_fs.transfer import journaling
 from s3ws_fs.transfer.audit_journal import Chain, Replayed, journal_objects, read_all, replay
-from s3ws_fs.transfer.audit_mirror import MirrorAudit
+from s3ws_fs.transfer.audit_mirror import MirrorAudit, own_hashes
 from s3ws_fs.transfer.audit_places import JOURNAL_PREFIXES, LocalSide, Places, differences
 
 __all__ = ["Audited", "LocalSide", "audit"]
@@ -122,6 +122,9 @@ class _Attempt:
             part = self._mirror(workspace or "", tree, replayed.changed, mirrored, has_moved)
             if self._local is not None:
                 self._compare(self._local, tree)
+        elif not self._quick:
+            mirror = [e for k, e in self._listing.items() if k.startswith(layout.FILES_PREFIX)]
+            self._report.extend(own_hashes(self._store, self._pool, workspace or "", mirror))
         is_gone = any(f.code == "object-missing" for f in self._report.findings)
         self.must_repeat = has_moved and is_gone
         return Audited(self._report, self._needs(places, part))

@@ -16,7 +16,7 @@ Called by audit.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,7 +27,7 @@ from s3ws_fs.cache.verify import TreeCheck
 from s3ws_fs.cache.verify_mirror import Behind, targets_of
 from s3ws_fs.core import content, keys
 from s3ws_fs.core.errors import ConflictError, NotFoundError
-from s3ws_fs.core.findings import Finding, Severity, make
+from s3ws_fs.core.findings import Finding, Severity, damage, make
 from s3ws_fs.core.layout import FILES_PREFIX
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.mirrorplan import NO_HASH
@@ -221,6 +221,30 @@ class MirrorAudit:
         severity = Severity.PENDING if is_pending else Severity.DAMAGE
         why = "no file stands there any more"
         return make(severity, "mirror-leftover", entry.key, why, repairable=not is_pending)
+
+
+def own_hashes(
+    store: ScopedStore, pool: Executor, workspace: str, entries: Iterable[ListEntry]
+) -> Iterator[Finding]:
+    """Objects of ours whose bytes are not what they say themselves, where no state is known."""
+
+    def look(entry: ListEntry) -> Finding | None:
+        try:
+            info = store.head(entry.key)
+            mark = content.our_mark(info.metadata, workspace)
+            state = xxhash.xxh3_128()
+            for data in pieces(store, entry.key, info.size_bytes, info.etag):
+                state.update(data)
+        except (NotFoundError, ConflictError):
+            # Replaced while it was read: a mount is at work.
+            return None
+        if mark is None or state.digest() == mark[1]:
+            return None
+        return damage("mirror-damaged", entry.key, "its bytes are not those of its own hash")
+
+    for finding in windowed(pool, look, entries):
+        if finding is not None:
+            yield finding
 
 
 def _body_bytes(rec: InodeRec) -> int:

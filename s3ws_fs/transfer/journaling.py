@@ -52,6 +52,8 @@ SEGMENTS_MAX: Final = 100_000
 GC_GRACE_S: Final = 3600
 UPLOAD_GRACE_S: Final = 24 * 3600.0
 """An upload that takes longer than this is nobody's any more."""
+RESTORE_TRIES_MAX: Final = 3
+"""How often a restore begins anew when what it listed was collected as garbage meanwhile."""
 CHECKPOINTS_KEPT: Final = 2
 GARBAGE_BATCH: Final = DELETE_BATCH
 """Objects removed at once."""
@@ -202,11 +204,31 @@ def survey(store: ScopedStore) -> JournalState:
     if workspace is None and newest:
         raise _bucket_error(f"{layout.WORKSPACE_KEY} is missing beside a journal")
     header, digest = None, ""
+    if not newest and workspace is not None:
+        check_end(store, 0, 0, read_mirrored(store, workspace))
     if newest:
         header, digest = _newest_header(store, newest, bool(above))
         check_place(header, layout.seg_key(newest), workspace, newest)
     size = sum(size for n, size in found if n > checkpoint)
     return JournalState(workspace, newest, header, digest, checkpoint, above, size)
+
+
+def check_end(store: ScopedStore, newest: int, generation: int, mirrored: int) -> None:
+    """Raise FormatError when the mirror was complete at a later seal than the journal ends with.
+
+    The end of a chain is the one part of it that nothing behind it vouches for.
+    """
+    if mirrored <= generation:
+        return
+    after = layout.seg_key(newest) if newest else ""
+    if any(number > newest for number, _, _ in _numbers(store, layout.SEG_PREFIX, after)):
+        # Sealed while we looked.
+        return
+    raise FormatError(
+        layout.SEG_PREFIX,
+        f"it ends at generation {generation}, but the mirror was complete at {mirrored}: what was "
+        f"sealed last is missing (to go on without it, remove {layout.MIRRORED_KEY})",
+    )
 
 
 def _newest_header(store: ScopedStore, newest: int, above: bool) -> tuple[Header, str]:
@@ -375,36 +397,92 @@ def _fetch_records(store: ScopedStore, key: str, directory: Path, name: str) -> 
     return open_records(path, key, whole=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """Files in order of replay; `damaged`: an object that could be done without, and why."""
+
+    state: JournalState
+    files: list[RecordsFile]
+    damaged: tuple[str, str] | None = None
+
+
 def restore(
     store: ScopedStore,
     directory: Path,
     pool: Executor,
     progress: Callable[[int, int], None],
-) -> tuple[JournalState, list[RecordsFile]]:
-    """Bring checkpoint and later segments into the spool, verified, in order of replay."""
-    state = survey(store)
-    jobs = [(layout.seg_key(n), n, journal.KIND_SEGMENT) for n in state.segments]
-    if state.checkpoint:
-        key = layout.ckpt_key(state.checkpoint)
-        jobs.insert(0, (key, state.checkpoint, journal.KIND_CHECKPOINT))
+) -> Restored:
+    """Bring checkpoint and later segments into the spool, verified, in order of replay.
+
+    A newest checkpoint that is damaged is done without, when the one before it and all segments
+    above that still stand.
+    """
+    for tries in range(1, RESTORE_TRIES_MAX + 1):
+        state = survey(store)
+        try:
+            files = _fetch_all(store, state, state.checkpoint, directory, pool, progress)
+            return Restored(state, files)
+        except NotFoundError:
+            # Collected as garbage since it was listed: the journal went on.
+            if tries == RESTORE_TRIES_MAX:
+                raise
+        except FormatError as exc:
+            older = None
+            if exc.where == layout.ckpt_key(state.checkpoint):
+                older = _older_base(store, state)
+            if older is None:
+                raise
+            files = _fetch_all(store, state, older, directory, pool, progress)
+            return Restored(state, files, (exc.where, exc.why))
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _older_base(store: ScopedStore, state: JournalState) -> int | None:
+    """A checkpoint before the newest (0: none at all) above which every segment stands."""
+    older = [n for n, _, _ in _numbers(store, layout.CKPT_PREFIX) if n < state.checkpoint]
+    standing = {n for n, _, _ in _numbers(store, layout.SEG_PREFIX)}
+    for base in (*sorted(older, reverse=True), 0):
+        if standing.issuperset(range(base + 1, state.newest + 1)):
+            return base
+    return None
+
+
+def _fetch_all(
+    store: ScopedStore,
+    state: JournalState,
+    base: int,
+    directory: Path,
+    pool: Executor,
+    progress: Callable[[int, int], None],
+) -> list[RecordsFile]:
+    """The checkpoint `base` (0: none) and the segments above it. Raises StoreError, FormatError."""
+    above = range(base + 1, state.newest + 1)
+    jobs = [(layout.seg_key(n), n, journal.KIND_SEGMENT) for n in above]
+    if base:
+        jobs.insert(0, (layout.ckpt_key(base), base, journal.KIND_CHECKPOINT))
     futures = [
         pool.submit(fetch_records, store, key, directory, f"restore-{kind}-{n:016x}")
         for key, n, kind in jobs
     ]
     files: list[RecordsFile] = []
     before = ""
-    for (key, number, kind), future in zip(jobs, futures, strict=True):
-        file = future.result()
-        header = file.header
-        check_place(header, key, state.workspace, number)
-        if header.kind != kind:
-            raise FormatError(key, f"is a {header.kind}")
-        if kind == journal.KIND_SEGMENT and before and header.prev_hash != before:
-            raise FormatError(key, "does not continue the segment before it")
-        before = header.prev_hash if kind == journal.KIND_CHECKPOINT else file.header_hash
-        files.append(file)
-        progress(len(files), len(jobs))
-    return state, files
+    try:
+        for (key, number, kind), future in zip(jobs, futures, strict=True):
+            file = future.result()
+            header = file.header
+            check_place(header, key, state.workspace, number)
+            if header.kind != kind:
+                raise FormatError(key, f"is a {header.kind}")
+            if kind == journal.KIND_SEGMENT and before and header.prev_hash != before:
+                raise FormatError(key, "does not continue the segment before it")
+            before = header.prev_hash if kind == journal.KIND_CHECKPOINT else file.header_hash
+            files.append(file)
+            progress(len(files), len(jobs))
+    finally:
+        # None of them may go on writing where a second try writes.
+        for future in futures:
+            future.exception()
+    return files
 
 
 def conditional_json(found: Conditional) -> dict[str, bool]:

@@ -250,17 +250,21 @@ class Worker:
     def do_restore(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Bring the records into the spool; one part a file, in order of replay."""
         assert self._transfers is not None
-        state, files = journaling.restore(
+        restored = journaling.restore(
             self.store,
             self._spool,
             self._transfers,
             lambda done, of: part({"progress": [done, of]}),
         )
+        state, files = restored.state, restored.files
         self._workspace = state.workspace or ""
         for file in files:
             part({"file": str(file.path), "where": file.where, "kind": file.header.kind})
         mirrored = journaling.read_mirrored(self.store, state.workspace)
-        return state.to_json() | {"mirrored": mirrored}
+        if files:
+            generation = files[-1].header.generation
+            journaling.check_end(self.store, state.newest, generation, mirrored)
+        return state.to_json() | {"mirrored": mirrored, "damaged": restored.damaged}
 
     def do_follow(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Segments that a read-only mount does not show yet into the spool, one part a file."""

@@ -197,7 +197,7 @@ async def test_another_history_is_taken_over_whole(mounter: Mounter, bucket: Sco
         await writer.sync()
     async with mounter("r", read_only=True) as reader:
         assert await reader.read("one history")
-        bucket.delete(layout.seg_key(2))
+        bucket.delete_many([layout.seg_key(2), layout.MIRRORED_KEY])
         async with mounter("c") as writer:
             writer.write("another", b"2" * 40_000)
             await writer.sync()

@@ -149,6 +149,15 @@ class Life:
                     f"{host.fsynced}, sync points {sorted(host.points)[-5:]}"
                 )
             branch = Branch(dict(host.points[cache.generation]), cache.generation)
+        if branch is None:
+            # It died when its restore was complete, before anybody noted what it restored.
+            newest = self.world.newest
+            sealed = cache.get_json("sealed")
+            if newest is None or sealed["number"] != newest.number:
+                cache.clear_all()
+                return False
+            self._take_restored()
+            branch = host.branch
         assert branch is not None
         if branch.maybe is not None and cache.generation == branch.generation + 1:
             branch.maybe(branch)

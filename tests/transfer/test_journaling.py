@@ -244,7 +244,8 @@ def test_restore_is_a_chain(
         frozen = seal_one(fs, cache, tmp_path, store, number, digest, checkpoint=number == 3)
         digest = frozen.header_hash
     seen: list[tuple[int, int]] = []
-    state, files = journaling.restore(store, tmp_path, pool, lambda a, b: seen.append((a, b)))
+    restored = journaling.restore(store, tmp_path, pool, lambda a, b: seen.append((a, b)))
+    state, files = restored.state, restored.files
     assert (state.checkpoint, state.newest, state.segments) == (3, 5, (4, 5))
     assert [file.header.kind for file in files] == ["checkpoint", "segment", "segment"]
     assert seen == [(1, 3), (2, 3), (3, 3)]
