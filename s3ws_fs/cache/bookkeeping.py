@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import lmdb
@@ -25,8 +26,8 @@ import xxhash
 
 from s3ws_fs.cache.tables import Tables
 from s3ws_fs.cache.tx import drop_prefix
-from s3ws_fs.core import failpoints, keys
-from s3ws_fs.core.errors import FsError
+from s3ws_fs.core import failpoints, jsontext, keys
+from s3ws_fs.core.errors import CacheError, FormatError, FsError
 from s3ws_fs.core.records import (
     MirrorRow,
     decode_dirty,
@@ -46,11 +47,21 @@ EVICT_BATCH_MAX: Final = 256
 _TABLE_FIELDS: Final = keys.TABLE_NAMES
 
 
+def damaged_error(directory: Path, why: str) -> CacheError:
+    """What a person reads when a cache can't be used as it is."""
+    return CacheError(
+        f"the cache in {directory} is damaged: {why}",
+        remedy="Move that directory away and mount again: the workspace is rebuilt from "
+        "the bucket. What was not sealed is only in the directory you moved: keep it.",
+    )
+
+
 class Bookkeeping:
     """Mixed into Cache; needs its `env` and `tables`."""
 
     env: lmdb.Environment
     tables: Tables
+    directory: Path
     has_evicted = False
     """Whether anything was made cold since it was opened."""
 
@@ -74,10 +85,15 @@ class Bookkeeping:
         failpoints.hit(failpoints.BOOK_AFTER)
 
     def get_json(self, name: str) -> Any:
-        """A meta value kept as JSON; None when there is none."""
+        """A meta value kept as JSON; None when there is none. Raises CacheError."""
         with self.env.begin() as txn:
             raw = txn.get(name.encode(), db=self.tables.meta)
-        return None if raw is None else json.loads(raw)
+        if raw is None:
+            return None
+        try:
+            return jsontext.value_of(raw, name)
+        except FormatError as exc:
+            raise damaged_error(self.directory, f"its note of {exc}") from exc
 
     def put_json(self, name: str, value: Any) -> None:
         """Keep a meta value as JSON."""
@@ -215,10 +231,15 @@ class Bookkeeping:
     def load_records(
         self, table: int, puts: Iterable[tuple[bytes, bytes]], *, append: bool = False
     ) -> None:
-        """Restore: put records of a journal table; `append` when sorted and the table is empty."""
+        """Restore: put records of a journal table; `append` when sorted and the table is empty.
+
+        Raises FormatError when they are not sorted.
+        """
         db = getattr(self.tables, _TABLE_FIELDS[table])
         with self._book() as txn, txn.cursor(db=db) as cursor:
-            cursor.putmulti(puts, append=append)
+            seen, added = cursor.putmulti(puts, append=append)
+            if append and added != seen:
+                raise FormatError("checkpoint", f"its {_TABLE_FIELDS[table]} are not in order")
 
     def drop_records(self, table: int, gone: Iterable[bytes]) -> None:
         """Restore: tombstones of a journal table; an inode's takes all that hangs on it along."""

@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -35,13 +34,13 @@ from typing import Final, Self
 import lmdb
 
 from s3ws_fs.cache import recovery, syncpoint
-from s3ws_fs.cache.bookkeeping import Bookkeeping
+from s3ws_fs.cache.bookkeeping import Bookkeeping, damaged_error
 from s3ws_fs.cache.headroom import Headroom, engine_error, keep_reserve
 from s3ws_fs.cache.recovery import Recovery
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, Tables, map_bytes, open_env, open_tables
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import META_HEAD, View
-from s3ws_fs.core import failpoints
+from s3ws_fs.core import failpoints, jsontext
 from s3ws_fs.core.errors import CacheError, ExitCode, FormatError, FsError
 from s3ws_fs.core.limits import FORMAT_VERSION
 from s3ws_fs.core.records import Head
@@ -351,11 +350,7 @@ def open_cache(
                 error = engine_error(exc, directory)
                 if error.errno == errno.ENOSPC:
                     raise error from exc
-            raise CacheError(
-                f"the cache in {directory} is damaged: {exc}",
-                remedy="Move that directory away and mount again: the workspace is rebuilt from "
-                "the bucket. What was not sealed is only in the directory you moved: keep it.",
-            ) from exc
+            raise damaged_error(directory, str(exc)) from exc
     except BaseException as exc:
         os.close(lock_fd)
         if isinstance(exc, OSError | FsError):
@@ -402,7 +397,7 @@ def _check_identity(directory: Path, identity: Identity) -> None:
     path = directory / IDENTITY_FILE
     wanted = asdict(identity)
     try:
-        found = json.loads(path.read_bytes())
+        found = jsontext.value_of(path.read_bytes(), str(path))
     except FileNotFoundError:
         if (directory / DATA_DIR / DATA_FILE).exists():
             raise CacheError(
@@ -411,16 +406,16 @@ def _check_identity(directory: Path, identity: Identity) -> None:
             ) from None
         syncpoint.write_json(path, wanted)
         return
-    except ValueError as exc:
+    except FormatError as exc:
         raise CacheError(
-            f"{path} is not readable: {exc}",
+            f"{path} is not readable: {exc.why}",
             remedy="Choose another WORKSPACE_CACHE_DIR, and keep this one for inspection.",
         ) from exc
     for field, value in wanted.items():
         if not isinstance(found, dict) or found.get(field) != value:
             has = found.get(field) if isinstance(found, dict) else found
             raise CacheError(
-                f"the cache in {directory} belongs to another workspace: {field} is {has!r}, "
+                f"the cache in {directory} belongs to another workspace: {field} is {has!r:.200}, "
                 f"not {value!r}",
                 remedy="Choose another WORKSPACE_CACHE_DIR, or mount the workspace it belongs to.",
             )

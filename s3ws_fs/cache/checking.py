@@ -16,7 +16,6 @@ Called by the cli, by tests after a crash, and by repair.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,8 @@ from s3ws_fs.cache.tableset import TableSet, copy_out
 from s3ws_fs.cache.verify import TreeCheck, counted
 from s3ws_fs.cache.verify_data import META_RESTORED, Content, DataCheck, Readable
 from s3ws_fs.cache.verify_mirror import MirrorCheck
-from s3ws_fs.core.errors import CacheError
+from s3ws_fs.core import jsontext
+from s3ws_fs.core.errors import CacheError, FormatError
 from s3ws_fs.core.findings import Finding, Report, Severity, damage, make
 from s3ws_fs.core.limits import FORMAT_VERSION
 
@@ -96,9 +96,9 @@ def _identity(directory: Path, report: Report) -> str:
     """The workspace prefix that the cache belongs to; empty when it does not say."""
     path = directory / IDENTITY_FILE
     try:
-        found = json.loads(path.read_bytes())
+        found = jsontext.object_of(path.read_bytes(), IDENTITY_FILE)
         prefix, version = found["prefix"], found["format"]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (OSError, FormatError, KeyError) as exc:
         report.add(damage("identity", IDENTITY_FILE, f"{type(exc).__name__}: {exc}"))
         return ""
     if version != FORMAT_VERSION or not isinstance(prefix, str):

@@ -17,7 +17,6 @@ Called by the cli.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from s3ws_fs.cache.checking import Checked, Progress, check_records
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.verify import TreeCheck
-from s3ws_fs.core import keys
+from s3ws_fs.core import jsontext, keys
 from s3ws_fs.core.errors import CacheError, FormatError
 from s3ws_fs.core.extents import alloc_bytes
 from s3ws_fs.core.findings import Finding, Report
@@ -97,8 +96,9 @@ def repair_cache(
 
 def _identity(directory: Path) -> Identity:
     try:
-        return Identity(**json.loads((directory / IDENTITY_FILE).read_bytes()))
-    except (OSError, ValueError, TypeError) as exc:
+        path = directory / IDENTITY_FILE
+        return Identity(**jsontext.object_of(path.read_bytes(), IDENTITY_FILE))
+    except (OSError, FormatError, TypeError) as exc:
         raise CacheError(
             f"{directory / IDENTITY_FILE} is not readable: {exc}",
             remedy="Nothing was changed.",

@@ -11,7 +11,6 @@ Called by cache.checking and transfer.audit.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ import xxhash
 from s3ws_fs.cache.cache import ReadContext
 from s3ws_fs.cache.verify import Node, TreeCheck
 from s3ws_fs.cache.view import META_HEAD, View
-from s3ws_fs.core import keys
+from s3ws_fs.core import jsontext, keys
 from s3ws_fs.core.errors import FormatError
 from s3ws_fs.core.extents import alloc_bytes
 from s3ws_fs.core.findings import Finding, damage
@@ -76,8 +75,8 @@ class DataCheck:
             if key in (META_HEAD, META_RESTORED):
                 continue
             try:
-                self.values[key.decode("ascii")] = json.loads(raw)
-            except ValueError:
+                self.values[key.decode("ascii")] = jsontext.value_of(raw, "meta")
+            except (FormatError, UnicodeDecodeError):
                 where = f"meta {key!r}"
                 yield damage("meta", where, f"{raw[:40]!r} is no JSON", key=key)
         if self.tables.is_local:

@@ -9,13 +9,12 @@ Called by cli.commands.
 
 from __future__ import annotations
 
-import math
 import stat
 import time
 from typing import Any, Final
 
 from s3ws_fs.cache.inspect import Entry
-from s3ws_fs.cli.report import human_bytes, human_seconds, json_name, safe, safe_name
+from s3ws_fs.cli.report import human_bytes, human_seconds, is_finite, json_name, safe, safe_name
 from s3ws_fs.launch.end import counted
 
 _LABEL_COLUMNS: Final = 10
@@ -209,7 +208,7 @@ def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _number(part: dict[str, Any], name: str) -> int:
     value = part.get(name)
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
+    return int(value) if is_finite(value) else 0
 
 
 def saved_state(entry: Entry) -> str:

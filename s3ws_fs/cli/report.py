@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import click
 
@@ -30,6 +29,7 @@ from s3ws_fs.launch import EventSink
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+NUMBER_MAX: Final = 1 << 70
 UNSAVED_SHOWN_MAX: Final = 50
 """Unsaved paths printed; `--json` gives all that the daemon named."""
 
@@ -162,7 +162,7 @@ def _or_warning(sink: EventSink) -> EventSink:
 def _numbers(event: dict[str, Any]) -> tuple[str, int | None, int | None]:
     def number(name: str) -> int | None:
         value = event.get(name)
-        return int(value) if isinstance(value, int | float) else None
+        return int(value) if is_finite(value) else None
 
     return str(event.get("phase", event.get("event", ""))), number("done"), number("total")
 
@@ -204,6 +204,11 @@ class _BarProgress:
         self._bars.update(self._tasks[phase], completed=done or 0, total=total, visible=True)
 
 
+def is_finite(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number that can be counted with (JSON holds integers of any size)."""
+    return isinstance(value, int | float) and abs(value) < NUMBER_MAX
+
+
 def human_bytes(count: int) -> str:
     """1536 -> "1.5 KiB"."""
     value = float(count)
@@ -216,7 +221,7 @@ def human_bytes(count: int) -> str:
 
 def human_seconds(seconds: object) -> str:
     """A duration for a person; "-" for what is none."""
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+    if not is_finite(seconds):
         return "-"
     if seconds < 120:
         return f"{seconds:.1f} s"

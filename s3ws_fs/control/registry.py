@@ -14,6 +14,7 @@ Called by the daemon (write, remove), launch, cli and the manager (read).
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -24,10 +25,13 @@ from typing import Any, Final
 import xxhash
 
 from s3ws_fs.control.paths import ensure_private_dir
+from s3ws_fs.core import jsontext
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import FormatError
 
 INFO_BYTES_MAX: Final = 64 * 1024
+PID_MAX: Final = 1 << 22
+"""The kernel's own limit."""
 _INFO_SUFFIX: Final = ".json"
 _SOCKET_SUFFIX: Final = ".sock"
 _OPTIONAL: Final = ("log_path", "holder_pid", "holder_start_ticks")
@@ -182,17 +186,15 @@ def _read(path: Path) -> MountInfo | None:
             data = source.read(INFO_BYTES_MAX + 1)
     except FileNotFoundError:
         return None
-    return _decode(str(path), data)
+    return decode(str(path), data)
 
 
-def _decode(where: str, data: bytes) -> MountInfo:
+def decode(where: str, data: bytes) -> MountInfo:
+    """The entry in these bytes. Raises FormatError."""
     if len(data) > INFO_BYTES_MAX:
         raise FormatError(where, "too long")
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        raise FormatError(where, "not JSON") from None
-    if not isinstance(value, dict) or value.get("v") != 1:
+    value = jsontext.object_of(data, where)
+    if value.get("v") != 1:
         raise FormatError(where, "not a mount entry of this version")
     arguments: dict[str, Any] = {}
     for field in fields(MountInfo):
@@ -205,7 +207,13 @@ def _decode(where: str, data: bytes) -> MountInfo:
             raise FormatError(where, f"{field.name} is missing or of the wrong type")
         else:
             arguments[field.name] = item
-    return MountInfo(**arguments)
+    info = MountInfo(**arguments)
+    paths = (info.mountpoint, info.cache_path, info.log_path or "/")
+    if not all(path.startswith("/") and "\0" not in path for path in paths):
+        raise FormatError(where, "a path in it is none")
+    if not 0 < info.pid <= PID_MAX or not math.isfinite(info.started_at_s):
+        raise FormatError(where, "a number in it is out of range")
+    return info
 
 
 def boot_id() -> str:

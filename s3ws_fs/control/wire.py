@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
+from s3ws_fs.core import jsontext
+from s3ws_fs.core.errors import ExitCode, FormatError, S3wsError, UserError
 
 VERSION: Final = 1
 REQUEST_BYTES_MAX: Final = 64 * 1024
@@ -74,12 +75,9 @@ def encode_request(cmd: str, args: Mapping[str, Any]) -> bytes:
 def decode(line: bytes) -> dict[str, Any]:
     """One line as a JSON object. Raises ProtocolError for anything else."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as exc:
-        raise ProtocolError("not JSON") from exc
-    if not isinstance(value, dict):
-        raise ProtocolError("not a JSON object")
-    return value
+        return jsontext.object_of(line, "line")
+    except FormatError as exc:
+        raise ProtocolError(exc.why) from exc
 
 
 def decode_request(line: bytes) -> Request:

@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
-from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.core import jsontext
+from s3ws_fs.core.errors import ExitCode, FormatError, UserError
 from s3ws_fs.core.ids import canonical_id, canonical_root_prefix
 
 StoreType = Literal["s3", "local"]
@@ -242,8 +243,8 @@ class MountConfig:
         if len(data) > CONFIG_JSON_BYTES_MAX:
             raise _bad(f"The mount configuration is longer than {CONFIG_JSON_BYTES_MAX} bytes.")
         try:
-            value = json.loads(data)
-        except (ValueError, RecursionError) as exc:
+            value = jsontext.value_of(data, "mount configuration")
+        except FormatError as exc:
             raise _bad("The mount configuration is not JSON.") from exc
         return cls.from_json(value)
 

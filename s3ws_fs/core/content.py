@@ -27,6 +27,8 @@ META_HASH: Final = "s3ws-xxh3"
 META_GENERATION: Final = "s3ws-gen"
 META_WORKSPACE: Final = "s3ws-ws"
 
+GENERATION_MAX: Final = (1 << 64) - 1
+
 DEFAULT_TYPE: Final = "application/octet-stream"
 TEXT_TYPE: Final = "text/plain"
 
@@ -119,6 +121,8 @@ def our_mark(metadata: Mapping[str, str], workspace: str) -> tuple[int, bytes] |
     except (KeyError, ValueError):
         return None
     if metadata.get(META_WORKSPACE) != workspace or len(digest) != 16:
+        return None
+    if not 0 <= generation <= GENERATION_MAX:
         return None
     return generation, digest
 

@@ -16,7 +16,8 @@ Invariants
    that a chain of headers vouches for the whole history.
 2. Bytes that were cut or changed anywhere raise FormatError naming the object; nothing else comes
    out.
-3. Columns: decoding a frame is slicing, with no parsing of single fields.
+3. Columns: decoding a frame is slicing, with no parsing of single fields. Keys and values that
+   come out have lengths that their table allows: whoever takes them apart can't run beyond them.
 4. Replay: frames in order. A tombstone of an inode drops its chunks, xattrs and links as well;
    inode numbers are never used again, and inode tombstones come before everything else.
 
@@ -35,9 +36,24 @@ from typing import Any, Final
 
 import xxhash
 
+from s3ws_fs.core import jsontext
 from s3ws_fs.core.errors import FormatError
-from s3ws_fs.core.keys import JOURNAL_TABLES
-from s3ws_fs.core.limits import FORMAT_VERSION
+from s3ws_fs.core.keys import (
+    JOURNAL_TABLES,
+    T_CHUNKS,
+    T_DENTRIES,
+    T_INODES,
+    T_LINKS,
+    T_XATTRS,
+)
+from s3ws_fs.core.limits import (
+    FORMAT_VERSION,
+    NAME_BYTES_MAX,
+    SYMLINK_BYTES_MAX,
+    XATTR_NAME_BYTES_MAX,
+    XATTR_VALUE_BYTES_MAX,
+)
+from s3ws_fs.core.records import CHUNK_RECORD_BYTES, INODE_RECORD_BYTES_MIN
 
 MAGIC: Final = b"S3WSJRN1"
 HEADER_BYTES: Final = 1024
@@ -55,10 +71,19 @@ FRAME_RAW_BYTES: Final = 1 << 20
 """A frame is closed when it holds this much."""
 FRAME_RAW_BYTES_MAX: Final = FRAME_RAW_BYTES + (1 << 18)
 """No frame is larger: a larger one is refused before it is unpacked."""
-KEY_BYTES_MAX: Final = 511
 ZLIB_LEVEL: Final = 1
 HOST_CHARS_MAX: Final = 64
 FRAME_HEAD_BYTES: Final = 8
+
+_SHAPES: Final = {
+    T_INODES: (8, 0, INODE_RECORD_BYTES_MIN, NAME_BYTES_MAX + SYMLINK_BYTES_MAX),
+    T_DENTRIES: (17, NAME_BYTES_MAX - 1, 8, 0),
+    T_CHUNKS: (12, 0, CHUNK_RECORD_BYTES, 0),
+    T_XATTRS: (9, XATTR_NAME_BYTES_MAX - 1, 0, XATTR_VALUE_BYTES_MAX),
+    T_LINKS: (17, NAME_BYTES_MAX - 1, 0, 0),
+    T_MTODO: (8, 0, 8, 0),
+}
+"""By table: shortest key, how much longer it may be, and the same of values."""
 
 _LENGTH: Final = struct.Struct(">I")
 _FRAME: Final = struct.Struct(">II")
@@ -142,10 +167,7 @@ def decode_header(raw: bytes | memoryview, where: str) -> Header:
     if _digest(raw[:-DIGEST_BYTES]) != raw[-DIGEST_BYTES:]:
         raise FormatError(where, "its header is damaged: the digest does not match")
     (length,) = _LENGTH.unpack_from(raw, len(MAGIC))
-    try:
-        found = json.loads(raw[_JSON_AT : _JSON_AT + min(length, _JSON_BYTES_MAX)])
-    except ValueError as exc:
-        raise FormatError(where, "its header is not JSON") from exc
+    found = jsontext.value_of(raw[_JSON_AT : _JSON_AT + min(length, _JSON_BYTES_MAX)], where)
     return _check_header(found, where)
 
 
@@ -262,8 +284,10 @@ def _split_frame(raw: bytes, where: str) -> Frame:
         raise FormatError(where, f"a frame says it has {count} records")
     key_lengths = struct.unpack_from(f">{count}H", raw, at)
     value_lengths = () if kind else struct.unpack_from(f">{count}I", raw, at + 2 * count)
+    if not (_fits(key_lengths, *_SHAPES[table][:2]) and _fits(value_lengths, *_SHAPES[table][2:])):
+        raise FormatError(where, f"records of a frame are not of the shape of table {table}")
     keys_end = lengths_end + sum(key_lengths)
-    if keys_end + sum(value_lengths) != len(raw) or max(key_lengths, default=0) > KEY_BYTES_MAX:
+    if keys_end + sum(value_lengths) != len(raw):
         raise FormatError(where, "the records of a frame do not fill it")
     return Frame(
         table,
@@ -271,6 +295,10 @@ def _split_frame(raw: bytes, where: str) -> Frame:
         _slices(raw, lengths_end, key_lengths),
         _slices(raw, keys_end, value_lengths),
     )
+
+
+def _fits(lengths: tuple[int, ...], least: int, beyond: int) -> bool:
+    return not lengths or (min(lengths) >= least and max(lengths) <= least + beyond)
 
 
 def _slices(raw: bytes, start: int, lengths: tuple[int, ...]) -> list[bytes]:

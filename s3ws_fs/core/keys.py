@@ -30,6 +30,8 @@ from typing import Final
 
 import xxhash
 
+from s3ws_fs.core.errors import FormatError
+
 T_INODES: Final = 1
 T_DENTRIES: Final = 2
 T_CHUNKS: Final = 3
@@ -59,8 +61,15 @@ chunk_key = _QI.pack
 
 
 def unpack_u64(key: bytes | memoryview) -> int:
-    """The u64 a key starts with (for most tables the inode)."""
-    return int(_Q.unpack_from(key)[0])
+    """The u64 a key starts with (for most tables the inode). Raises FormatError."""
+    try:
+        return int(_Q.unpack_from(key)[0])
+    except struct.error as exc:
+        raise _too_short(key) from exc
+
+
+def _too_short(key: bytes | memoryview) -> FormatError:
+    return FormatError("key", f"{bytes(key).hex() or 'an empty one'} is no key of this table")
 
 
 def name_cookie(name: bytes) -> int:
@@ -80,14 +89,20 @@ def dentry_seek(parent: int, cookie: int) -> bytes:
 
 
 def split_dentry_key(key: bytes) -> tuple[int, int, bytes]:
-    """Parent, cookie and name of a dentry key."""
-    parent, cookie = _QQ.unpack_from(key)
+    """Parent, cookie and name of a dentry key. Raises FormatError."""
+    try:
+        parent, cookie = _QQ.unpack_from(key)
+    except struct.error as exc:
+        raise _too_short(key) from exc
     return parent, cookie, bytes(key[16:])
 
 
 def split_chunk_key(key: bytes | memoryview) -> tuple[int, int]:
-    """Inode and extent index of a key of chunks or extents."""
-    ino, index = _QI.unpack(key)
+    """Inode and extent index of a key of chunks or extents. Raises FormatError."""
+    try:
+        ino, index = _QI.unpack(key)
+    except struct.error as exc:
+        raise _too_short(key) from exc
     return ino, index
 
 
@@ -103,7 +118,10 @@ def link_key(ino: int, parent: int, name: bytes) -> bytes:
 
 def split_link_key(key: bytes) -> tuple[int, int, bytes]:
     """Inode, parent and name of a link key."""
-    ino, parent = _QQ.unpack_from(key)
+    try:
+        ino, parent = _QQ.unpack_from(key)
+    except struct.error as exc:
+        raise _too_short(key) from exc
     return ino, parent, bytes(key[16:])
 
 

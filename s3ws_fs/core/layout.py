@@ -92,7 +92,7 @@ def _percent(match: re.Match[str]) -> str:
 
 
 def unescape_name(text: str) -> bytes:
-    """The name behind a mirror key's segment."""
+    """The name behind a mirror key's segment. Raises ValueError for what is no UTF-8."""
     return _ESCAPED.sub(lambda m: bytes((int(m[1], 16),)), text.encode("utf-8"))
 
 
@@ -103,8 +103,8 @@ def escape_path(path: bytes) -> str:
 
 def unescape_path(text: str) -> bytes | None:
     """The path behind a mirror path; None when no path of ours escapes to it."""
-    path = b"/".join(unescape_name(part) for part in text.split("/"))
     try:
+        path = b"/".join(unescape_name(part) for part in text.split("/"))
         return path if escape_path(path) == text else None
     except ValueError:
         return None

@@ -36,6 +36,7 @@ _MIRROR: Final = struct.Struct(">QQQH")
 _DIGEST_BYTES: Final = 16
 
 CHUNK_RECORD_BYTES: Final = _CHUNK.size
+INODE_RECORD_BYTES_MIN: Final = _INODE.size
 
 
 @dataclass(slots=True)
@@ -84,9 +85,12 @@ class InodeRec:
         )
 
     def encode(self) -> bytes:
-        """The record's bytes (without the inode number, which is the key)."""
-        return (
-            _INODE.pack(
+        """The record's bytes (without the inode number, which is the key).
+
+        Raises FormatError when a number does not fit: it was damaged before.
+        """
+        try:
+            fixed = _INODE.pack(
                 self.mode,
                 self.uid,
                 self.gid,
@@ -101,9 +105,9 @@ class InodeRec:
                 self.parent,
                 len(self.name),
             )
-            + self.name
-            + self.target
-        )
+        except struct.error as exc:
+            raise FormatError(f"inode {self.ino}", f"its record does not add up: {exc}") from exc
+        return fixed + self.name + self.target
 
 
 def decode_inode(ino: int, raw: bytes) -> InodeRec:
@@ -172,8 +176,11 @@ class Head:
     inodes: int
 
     def encode(self) -> bytes:
-        """The record's bytes."""
-        return _HEAD.pack(self.generation, self.next_ino, self.used_bytes, self.inodes)
+        """The record's bytes. Raises FormatError when a number does not fit: it was damaged."""
+        try:
+            return _HEAD.pack(self.generation, self.next_ino, self.used_bytes, self.inodes)
+        except struct.error as exc:
+            raise FormatError("head record", f"it does not add up: {exc}") from exc
 
 
 def decode_head(raw: bytes | memoryview) -> Head:

@@ -92,9 +92,14 @@ class Flusher:
     def load(self) -> None:
         """Take over what the cache remembers (after prepare)."""
         self.sealed_generation = Sealed.from_json(self._cache.get_json("sealed")).generation
-        self.mirrored_generation = self._cache.get_json("mirrored") or 0
-        listed = self._cache.get_json("unmirrored") or []
-        self.unmirrored = {ino: (path, why) for ino, path, why in listed}
+        mirrored = self._cache.get_json("mirrored")
+        self.mirrored_generation = mirrored if isinstance(mirrored, int) else 0
+        listed = self._cache.get_json("unmirrored")
+        try:
+            self.unmirrored = {ino: (path, why) for ino, path, why in listed or []}
+        except (TypeError, ValueError):
+            # It only tells a person; the next mirror pass notes it anew.
+            self.unmirrored = {}
 
     async def flush(self) -> tuple[str, bool]:
         """Freeze and seal what is dirty; returns the flush's id and whether the mirror has work.

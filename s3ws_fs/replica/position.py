@@ -52,17 +52,38 @@ class Sealed:
 
     @classmethod
     def from_json(cls, value: dict[str, Any] | None) -> Sealed:
-        """The inverse of `to_json`; None is number 0."""
-        return cls() if value is None else cls(**value)
+        """The inverse of `to_json`; None is number 0. Raises CacheError."""
+        if value is None:
+            return cls()
+        try:
+            number, digest, generation = value["number"], value["hash"], value["generation"]
+        except (KeyError, TypeError) as exc:
+            raise _bad_note("sealed", value) from exc
+        if type(number) is not int or type(generation) is not int or not isinstance(digest, str):
+            raise _bad_note("sealed", value)
+        return cls(number, digest, generation)
+
+
+def _bad_note(name: str, value: object) -> CacheError:
+    return CacheError(
+        f"the cache is damaged: its note {name!r} is {value!r:.200}",
+        remedy="Run `s3ws check`. Moved away, the workspace is rebuilt from the bucket; keep it.",
+    )
 
 
 def writer_id(cache: Cache, randbits: RandBits) -> str:
     """Our name as a writer; a copied cache gets another one, a moved one at worst too."""
     inode = (cache.directory / DATA_DIR / DATA_FILE).stat().st_ino
     known = cache.get_json("writer")
-    if known is not None and known["inode"] == inode:
-        name: str = known["name"]
-        return name
+    if known is not None:
+        try:
+            name, noted = known["name"], known["inode"]
+        except (KeyError, TypeError) as exc:
+            raise _bad_note("writer", known) from exc
+        if not isinstance(name, str):
+            raise _bad_note("writer", known)
+        if noted == inode:
+            return name
     name = new_id(randbits)
     cache.put_json("writer", {"name": name, "inode": inode})
     return name

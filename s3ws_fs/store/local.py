@@ -31,10 +31,12 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
+from s3ws_fs.core import jsontext
 from s3ws_fs.core.errors import (
     ConflictError,
+    FormatError,
     NotFoundError,
     PermanentError,
     StoreError,
@@ -373,7 +375,7 @@ def _stamp(info: os.stat_result) -> list[int]:
 
 def _read_attributes(fd: int) -> _Attributes:
     try:
-        value: Any = json.loads(os.getxattr(fd, XATTR))
+        value = jsontext.object_of(os.getxattr(fd, XATTR), XATTR)
         if value.get("of") != _stamp(os.fstat(fd)):
             return DEFAULT_CONTENT_TYPE, {}
         metadata = {str(name): str(item) for name, item in value.get("metadata", {}).items()}
@@ -382,7 +384,7 @@ def _read_attributes(fd: int) -> _Attributes:
         if exc.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
             raise
         return DEFAULT_CONTENT_TYPE, {}
-    except (ValueError, AttributeError):
+    except (FormatError, AttributeError):
         # Somebody else's attribute: the bytes still stand.
         return DEFAULT_CONTENT_TYPE, {}
 

@@ -208,7 +208,7 @@ class WorkerClient:
                         continue
                     if "error" in message:
                         raise wire.error_from(message["error"])
-                    ok: dict[str, Any] = message["ok"]
+                    ok: dict[str, Any] = message.get("ok", {})
                     return ok
         finally:
             worker.asked.pop(number, None)

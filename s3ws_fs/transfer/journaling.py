@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import xxhash
 
-from s3ws_fs.core import failpoints, journal, keys, layout
+from s3ws_fs.core import failpoints, journal, jsontext, keys, layout
 from s3ws_fs.core.errors import (
     ConflictError,
     ExitCode,
@@ -47,6 +47,9 @@ from s3ws_fs.transfer.wire import FencedError, OwnSealError
 
 WHOLE_GET_BYTES_MAX: Final = 1 << 20
 """Journal objects up to this size are fetched whole: one request instead of two."""
+JSON_BYTES_MAX: Final = 64 << 10
+"""No more is read of the small JSON objects: ours have some 200 bytes."""
+GENERATION_MAX: Final = (1 << 64) - 1
 SEGMENTS_MAX: Final = 100_000
 """More segments than this above a checkpoint is a damaged journal."""
 GC_GRACE_S: Final = 3600
@@ -103,14 +106,14 @@ def _json_digest(value: dict[str, Any]) -> str:
 def read_workspace(store: ScopedStore) -> str | None:
     """The uuid in journal/workspace.json; None when there is none. Raises UserError, StoreError."""
     try:
-        raw = store.get(layout.WORKSPACE_KEY).data
+        raw = store.get(layout.WORKSPACE_KEY, 0, JSON_BYTES_MAX).data
     except NotFoundError:
         return None
     try:
-        found = json.loads(raw)
+        found = jsontext.object_of(raw, layout.WORKSPACE_KEY)
         uuid, version, extent = found["workspace"], found["format"], found["extent_bytes"]
         digest = found.get("digest")
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (FormatError, KeyError) as exc:
         raise _bucket_error(f"{layout.WORKSPACE_KEY} is damaged: {exc}") from exc
     if version != FORMAT_VERSION or extent != EXTENT_BYTES or not isinstance(uuid, str):
         raise _bucket_error(
@@ -157,17 +160,18 @@ def note_mirrored(store: ScopedStore, workspace: str, generation: int) -> None:
 def read_mirrored(store: ScopedStore, workspace: str | None) -> int:
     """What `note_mirrored` noted; 0 when there is none, or none that we understand."""
     try:
-        found = json.loads(store.get(layout.MIRRORED_KEY).data)
-    except (NotFoundError, ValueError):
+        raw = store.get(layout.MIRRORED_KEY, 0, JSON_BYTES_MAX).data
+        found = jsontext.object_of(raw, layout.MIRRORED_KEY)
+    except (NotFoundError, FormatError):
         return 0
-    if not isinstance(found, dict) or found.get("format") != FORMAT_VERSION:
+    if found.get("format") != FORMAT_VERSION:
         return 0
     generation = found.get("generation")
-    if found.get("workspace") != workspace or not isinstance(generation, int):
+    if found.get("workspace") != workspace or type(generation) is not int:
         return 0
     if found.get("digest") != _json_digest(found):
         return 0
-    return max(0, generation)
+    return min(max(0, generation), GENERATION_MAX)
 
 
 def _numbers(store: ScopedStore, prefix: str, after: str = "") -> Iterator[tuple[int, int, int]]:

@@ -18,6 +18,7 @@ import struct
 from collections.abc import Iterable
 from typing import Any, Final
 
+from s3ws_fs.core import jsontext
 from s3ws_fs.core.errors import (
     CacheError,
     ConflictError,
@@ -42,6 +43,7 @@ _STORE_KINDS: Final[dict[str, type[StoreError]]] = {
     "notfound": NotFoundError,
     "conflict": ConflictError,
 }
+_MEMBERS: Final[dict[str, type]] = {"part": dict, "ok": dict, "error": dict, "requests": dict}
 _KIND_OF: Final = {cls: kind for kind, cls in _STORE_KINDS.items()}
 
 
@@ -80,12 +82,12 @@ def rest_bytes(head: bytes) -> int:
 def decode(head: bytes, rest: bytes) -> tuple[dict[str, Any], memoryview]:
     """JSON and payload of a frame. Raises FormatError."""
     _, body = _HEAD.unpack(head)
-    try:
-        message = json.loads(rest[:body])
-    except ValueError as exc:
-        raise FormatError("worker frame", "not JSON") from exc
-    if not isinstance(message, dict):
-        raise FormatError("worker frame", "not a JSON object")
+    message = jsontext.object_of(rest[:body], "worker frame")
+    if type(message.get("id")) is not int:
+        raise FormatError("worker frame", "no id")
+    for name, kind in _MEMBERS.items():
+        if not isinstance(message.get(name, kind()), kind):
+            raise FormatError("worker frame", f"{name} is of another type")
     return message, memoryview(rest)[body:]
 
 
@@ -111,7 +113,14 @@ def error_json(exc: BaseException) -> dict[str, Any]:
 
 
 def error_from(value: dict[str, Any]) -> Exception:
-    """The exception behind an answer's error."""
+    """The exception behind an answer's error; of another shape, a PermanentError that shows it."""
+    try:
+        return _error_from(value)
+    except (KeyError, TypeError, ValueError):
+        return PermanentError("worker", "", f"an error that is none of ours: {value!r:.200}")
+
+
+def _error_from(value: dict[str, Any]) -> Exception:
     kind = value.get("kind")
     if kind in _STORE_KINDS:
         return _STORE_KINDS[kind](value["op"], value["key"], value["detail"])
@@ -134,7 +143,10 @@ def paths_json(paths: Iterable[bytes]) -> list[str]:
 
 def paths_from(value: Iterable[str]) -> list[bytes]:
     """The inverse of `paths_json`."""
-    return [path.encode("latin-1") for path in value]
+    try:
+        return [path.encode("latin-1") for path in value]
+    except (AttributeError, TypeError, UnicodeEncodeError) as exc:
+        raise FormatError("worker frame", "not paths") from exc
 
 
 def rows_json(rows: Iterable[MirrorRow]) -> list[list[Any]]:
@@ -154,7 +166,12 @@ def rows_json(rows: Iterable[MirrorRow]) -> list[list[Any]]:
 
 def rows_from(value: Iterable[list[Any]]) -> list[MirrorRow]:
     """The inverse of `rows_json`."""
-    return [
-        MirrorRow(path.encode("latin-1"), ino, generation, data_gen, etag, bytes.fromhex(digest))
-        for path, ino, generation, data_gen, etag, digest in value
-    ]
+    try:
+        return [
+            MirrorRow(
+                path.encode("latin-1"), ino, generation, data_gen, etag, bytes.fromhex(digest)
+            )
+            for path, ino, generation, data_gen, etag, digest in value
+        ]
+    except (AttributeError, TypeError, ValueError) as exc:
+        raise FormatError("worker frame", "not rows") from exc

@@ -111,7 +111,7 @@ def test_an_entry_over_the_limit_is_refused(tmp_path: Path) -> None:
 def test_any_member_of_any_type_is_read_or_refused(name: str, value: object) -> None:
     data = json.dumps({"v": 1, **asdict(entry()), name: value}).encode()
     try:
-        info = registry._decode("entry", data)
+        info = registry.decode("entry", data)
     except FormatError:
         return
     assert getattr(info, name) == value

@@ -35,7 +35,8 @@ ERRORS = [
 
 
 @given(st.dictionaries(st.text(), st.integers()), st.binary(max_size=1000))
-def test_frames(message: dict[str, int], payload: bytes) -> None:
+def test_frames(extra: dict[str, int], payload: bytes) -> None:
+    message = {**{f"x{name}": value for name, value in extra.items()}, "id": 3}
     frame = wire.encode(message, payload)
     head, rest = frame[: wire.HEAD_BYTES], frame[wire.HEAD_BYTES :]
     assert wire.rest_bytes(head) == len(rest)
