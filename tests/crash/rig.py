@@ -23,6 +23,7 @@ import errno
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,14 +145,16 @@ class Rig:
     """A workload's run. `base` is an empty directory, best one in memory."""
 
     base: Path
-    store: MemoryStore = field(default_factory=lambda: MemoryStore(now_ns=StoreClock()))
+    store: Any = field(default_factory=lambda: MemoryStore(now_ns=StoreClock()))
+    """A MemoryStore; any other while crashes are not kept."""
     files: Files = field(default_factory=Files)
     known: Known = field(default_factory=Known)
     crashes: list[Crash] = field(default_factory=list)
     events: int = 0
     opened: int = 0
     """The event at which the cache was open for the first time."""
-    passed: set[str] = field(default_factory=set)
+    passed: Counter[str] = field(default_factory=Counter)
+    on_known: Callable[[Known], None] = ignore
     is_watching: bool = True
     """Whether crashes are kept. When not, faults may be injected, and are borne."""
     seed: int = 1
@@ -250,6 +253,7 @@ class Rig:
             result = await mount.sync()
             assert not result["conflicts"], result
             known.sealed = max(known.sealed, result["sealed"])
+            self.on_known(known)
         elif step == DIE:
             self._keep("killed")
             self.is_watching = False
@@ -257,6 +261,7 @@ class Rig:
         elif step == FINAL:
             assert await mount.replica.final_flush(ignore) == []
             known.sealed = known.acknowledged
+            self.on_known(known)
         else:
             assert step == HYDRATE
             await mount.replica.hydrate()
@@ -298,6 +303,7 @@ class Rig:
         self.known.acknowledged = mount.cache.generation
         self.known.states[mount.cache.generation] = self.files.state()
         self._keep("answered")
+        self.on_known(self.known)
 
     # --- keeping ---------------------------------------------------------------------------
 
@@ -306,7 +312,7 @@ class Rig:
         return self.choose(request)
 
     def _on_point(self, point: str) -> None:
-        self.passed.add(point)
+        self.passed[point] += 1
         self._keep(point)
         self.on_point(point)
 
@@ -346,14 +352,21 @@ class Rig:
 
     def killed(self, crash: Crash) -> None:
         """What must hold after SIGKILL there. Raises AssertionError."""
-        with self._about(crash, "killed"), small_limits():
+        with self._about(crash, "killed"):
             write_files(self.directory, crash.files)
-            self._check_cache(BOOT)
-            sealed = self._check_bucket(crash)
-            low = crash.acknowledged
-            generation = self._go_on(crash, BOOT)
-            assert low <= generation <= low + 1, f"head is {generation}, {low} was answered"
-            assert generation >= sealed
+            self.look(crash.store.fork(), crash.store.fork(), crash.acknowledged, crash.sealed)
+
+    def look(self, bucket: ObjectStore, again: ObjectStore, acknowledged: int, sealed: int) -> None:
+        """What must hold now that the process was killed: of the cache that stands here, and of the
+        bucket, once to be read and changed by others, and once to go on with."""
+        with small_limits():
+            if (self.directory / DATA).exists():
+                self._check_cache(BOOT)
+            there = self._check_bucket(bucket, sealed)
+            generation = self._go_on(again, BOOT)
+            low, high = acknowledged, acknowledged + 1
+            assert low <= generation <= high, f"head is {generation}, {low} was answered"
+            assert generation >= there
 
     def power_cut(self, crash: Crash, *, least: bool) -> None:
         """What must hold after a power cut there; `least`: nothing reached the disk by itself."""
@@ -365,7 +378,7 @@ class Rig:
             else:
                 assert crash.number < self.opened, "it was open, and there is no sync point"
             sealed = newest_generation(crash.store)
-            generation = self._go_on(crash, OTHER_BOOT)
+            generation = self._go_on(crash.store.fork(), OTHER_BOOT)
             low, high = crash.synced, crash.acknowledged + 1
             assert low <= generation <= high, f"{generation}, synced {low}, answered {high - 1}"
             assert generation >= sealed, f"the cache is at {generation}, the bucket at {sealed}"
@@ -382,11 +395,10 @@ class Rig:
         checked = checking.check_cache(self.directory, ignore, boot_id=boot_id)
         require_fine(checked.report)
 
-    def _check_bucket(self, crash: Crash) -> int:
+    def _check_bucket(self, store: ObjectStore, sealed: int) -> int:
         """The bucket alone: sound, and one instant, at or after what was promised."""
-        store = crash.store.fork()
         generation = newest_generation(store)
-        assert generation >= crash.sealed, f"{generation} is sealed, {crash.sealed} was said to be"
+        assert generation >= sealed, f"{generation} is sealed, {sealed} was said to be"
         require_fine(audit(self._scoped(store), at_once(), ignore).report)
         if generation:
             wanted = self.known.states[generation]
@@ -397,12 +409,11 @@ class Rig:
     def _scoped(self, store: ObjectStore) -> ScopedStore:
         return ScopedStore(store, self.config.workspace.prefix)
 
-    def _go_on(self, crash: Crash, boot_id: str) -> int:
+    def _go_on(self, store: ObjectStore, boot_id: str) -> int:
         """The next mount: it shows what it must, saves all of it, and ends. Its generation."""
-        store = crash.store.fork()
         return trio.run(self._next_mount, store, boot_id, clock=MockClock(autojump_threshold=0))
 
-    async def _next_mount(self, store: MemoryStore, boot_id: str) -> int:
+    async def _next_mount(self, store: ObjectStore, boot_id: str) -> int:
         generations: list[int] = []
 
         def on_open(cache: Cache) -> None:
@@ -424,7 +435,7 @@ class Rig:
             self.require_in_step(mount, store, wanted)
         return generation
 
-    def require_in_step(self, mount: Mount, store: MemoryStore, wanted: State) -> None:
+    def require_in_step(self, mount: Mount, store: ObjectStore, wanted: State) -> None:
         """The bucket is the cache: journal by audit, mirror by the model."""
         local = self._local_side(mount.cache)
         done = audit(self._scoped(store), at_once(), ignore, local=local)
@@ -446,7 +457,7 @@ async def seen(mount: Mount) -> State:
     return found
 
 
-def restored(directory: Path, store: MemoryStore, config: MountConfig) -> State:
+def restored(directory: Path, store: ObjectStore, config: MountConfig) -> State:
     """What a fresh cache shows that is hydrated from the bucket."""
 
     async def look() -> State:
@@ -459,7 +470,7 @@ def restored(directory: Path, store: MemoryStore, config: MountConfig) -> State:
     return trio.run(look, clock=MockClock(autojump_threshold=0))
 
 
-def newest_generation(store: MemoryStore) -> int:
+def newest_generation(store: ObjectStore) -> int:
     """What the bucket is at: the generation that its newest segment says; 0 before the first."""
     config = inline_config(Path("/"))
     state = journaling.survey(ScopedStore(store, config.workspace.prefix))

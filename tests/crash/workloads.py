@@ -8,8 +8,12 @@ from __future__ import annotations
 import random
 from typing import Final
 
+from s3ws_fs.core import failpoints
 from tests.crash.rig import FINAL, HYDRATE, SYNC, Step
 from tests.support.files_model import Op
+
+WITH_A_KERNEL: Final = (failpoints.ANSWER_BEFORE,)
+"""Points that only a real mount passes: tests/crash/daemons.py, tests/e2e/test_holder_once.py."""
 
 
 def write(path: str, size: int, at: int = 0) -> Op:
