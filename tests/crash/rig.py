@@ -440,7 +440,7 @@ class Rig:
         local = self._local_side(mount.cache)
         done = audit(self._scoped(store), at_once(), ignore, local=local)
         require_fine(done.report, pending=False)
-        _require_mirror(self._scoped(store), wanted)
+        require_mirror(self._scoped(store), wanted)
 
     def _local_side(self, cache: Cache) -> LocalSide:
         checked = checking.Checked(Report(), prefix=self.config.workspace.prefix)
@@ -488,7 +488,7 @@ def require_fine(report: Report, *, pending: bool = True) -> None:
     assert not bad, bad
 
 
-def _require_mirror(store: ScopedStore, wanted: State) -> None:
+def require_mirror(store: ScopedStore, wanted: State) -> None:
     names = {FILES_PREFIX + path: shown for path, shown in wanted.items() if shown[0] != "dir"}
     standing = {entry.key for entry in store.list(FILES_PREFIX)}
     assert standing == set(names), f"mirror: {sorted(standing ^ set(names))}"
