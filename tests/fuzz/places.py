@@ -298,7 +298,7 @@ def run_bucket(objects: _Objects) -> None:
     for key, raw in objects.objects.items():
         store.put(key, raw)
     with tempfile.TemporaryDirectory(dir=_base()) as base, ThreadPoolExecutor(1) as pool:
-        _, files = journaling.restore(store, Path(base), pool, lambda *_: None)
+        files = journaling.restore(store, Path(base), pool, lambda *_: None).files
         with _open(Path(base) / "ws") as cache:
             orphans: set[bytes] = set()
             for file in files:
