@@ -4,6 +4,8 @@ Invariants
 1. Results are streamed while the work goes on, so that a crash loses a batch, not the pass.
 2. Whatever was begun is waited for: when `run` returns, nothing reads the freeze's files any more.
 3. A file whose new place could not be written keeps its old object.
+4. Done with is an inode when nothing of it is left to do: also not at a path that is another's now,
+   and where that one's object could not be written.
 
 Called by worker. How one object is written safely: objects.py.
 """
@@ -142,12 +144,16 @@ class MirrorPass:
             self._report(self._batch)
             self._batch = Batch()
 
-    def _fail(self, ino: int, path: str, exc: Exception) -> None:
+    def _fail(
+        self, ino: int, path: str, exc: Exception, *, standing: MirrorRow | None = None
+    ) -> None:
+        """What was to be done for an inode failed; `standing` is what would have been replaced."""
         outcome = self.outcome
-        outcome.failed_inos.add(ino)
+        inos = {ino} if standing is None else {ino, standing.ino}
+        outcome.failed_inos |= inos
         if isinstance(exc, ForeignObjectError):
             outcome.conflicts[path] = str(exc)
-            outcome.conflict_inos.add(ino)
+            outcome.conflict_inos |= inos
             return
         outcome.error = outcome.error or exc
         if isinstance(exc, TransientError):
@@ -160,7 +166,7 @@ class MirrorPass:
             try:
                 row = done()
             except Exception as exc:
-                self._fail(op.target.ino, op.target.path, exc)
+                self._fail(op.target.ino, op.target.path, exc, standing=op.row)
                 if isinstance(exc, StaleSourceError):
                     self.outcome.is_uncertain = True
                     self._batch.removed.append(exc.path)

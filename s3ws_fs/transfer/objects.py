@@ -142,7 +142,7 @@ class MirrorObjects:
             source = replace(source, etag=info.etag, hash=mark[1])
         try:
             return self._copy(op, rec, FILES_PREFIX + path, source.etag, source.hash)
-        except (NotFoundError, ForeignObjectError):
+        except (NotFoundError, ConflictError, ForeignObjectError):
             if self._is_stale(source):
                 raise StaleSourceError(source.path) from None
             raise

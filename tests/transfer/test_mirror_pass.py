@@ -1,0 +1,101 @@
+"""Passes of the mirror that fail in part, over a cache and a store in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.core import layout
+from s3ws_fs.core.types import ROOT_INO
+from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.store.memory import Fault, MemoryStore
+from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer.fetch import ExtentSource
+from s3ws_fs.transfer.freeze import freeze
+from s3ws_fs.transfer.mirror import Batch, MirrorPass, Outcome
+from tests.support import caches
+from tests.transfer.conftest import write
+from tests.transfer.test_journaling import WORKSPACE, ask
+
+Run = Callable[[], Outcome]
+
+
+@pytest.fixture
+def run(cache: Cache, store: ScopedStore, tmp_path: Path, pool: ThreadPoolExecutor) -> Run:
+    """A flush and a mirror pass, noted in the cache as the daemon does."""
+    number = 0
+
+    def report(batch: Batch) -> None:
+        cache.record_mirrored(batch.rows, batch.removed, ())
+
+    def run_pass() -> Outcome:
+        nonlocal number
+        number += 1
+        frozen = freeze(cache, tmp_path, ask(number))
+        caches.seal(cache)
+        mirroring = MirrorPass(
+            store,
+            ExtentSource(store, cache, frozen),
+            frozen,
+            workspace=WORKSPACE,
+            directory=tmp_path,
+            pool=pool,
+            report=report,
+            stop=threading.Event(),
+        )
+        outcome = mirroring.run()
+        cache.record_mirrored((), (), list(mirroring.done()))
+        frozen.close()
+        return outcome
+
+    return run_pass
+
+
+def standing(store: ScopedStore) -> dict[str, bytes]:
+    return {
+        entry.key.removeprefix(layout.FILES_PREFIX): store.get(entry.key).data
+        for entry in store.list(layout.FILES_PREFIX)
+    }
+
+
+def test_what_another_file_could_not_replace_is_removed_in_the_end(
+    cache: Cache, fs: FileSystem, memory: MemoryStore, store: ScopedStore, run: Run
+) -> None:
+    """Found by the simulation: a file is gone, the one that took its name could not be put there,
+    and got another name before the next pass. Nobody looked at the name again."""
+    gone = write(fs, b"name", b"of the one that goes")
+    assert run().error is None
+    fs.unlink(ROOT_INO, b"name")
+    fs.forget(gone)
+    fs.reap()
+    write(fs, b"name", b"of the one that comes")
+    memory.fault = lambda op, key: (
+        Fault.TRANSIENT if op == "put" and key.endswith("files/name") else Fault.NONE
+    )
+    assert run().error is not None
+    memory.fault = None
+    fs.rename(ROOT_INO, b"name", ROOT_INO, b"other name")
+    assert run().error is None
+    assert standing(store) == {"other name": b"of the one that comes"}
+    with cache.read() as view:
+        assert view.mtodo_count() == 0
+
+
+def test_a_renamed_file_whose_object_was_edited_outside_is_put(
+    cache: Cache, fs: FileSystem, store: ScopedStore, run: Run
+) -> None:
+    """Found by the simulation: the copy's condition failed, and was taken for one of its target,
+    pass after pass."""
+    write(fs, b"old", b"ours")
+    assert run().error is None
+    info = store.head("files/old")
+    store.put("files/old", b"theirs", content_type=info.content_type)
+    fs.rename(ROOT_INO, b"old", ROOT_INO, b"new")
+    run()
+    assert run().error is None
+    assert standing(store) == {"old": b"theirs", "new": b"ours"}
