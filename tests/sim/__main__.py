@@ -19,7 +19,7 @@ from typing import Final
 from tests.sim.tree import Wrong
 from tests.sim.world import World, simulate
 
-TRACEBACK_LINES: Final = 6
+TRACEBACK_LINES: Final = 14
 
 
 def attempt(seed: int, operations: int, trace: bool = False) -> tuple[World | None, str]:

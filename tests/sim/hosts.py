@@ -15,6 +15,7 @@ Called by the modules of sim only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +28,7 @@ import trio.testing
 from s3ws_fs.cache import syncpoint
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
+from s3ws_fs.core import failpoints
 from s3ws_fs.core.config import StoreConfig
 from s3ws_fs.core.errors import TransientError
 from s3ws_fs.store.scoped import ScopedStore
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 PAGE_BYTES: Final = 4096
+SICK_CHANCE: Final = 0.005
+"""Of disk flushes, so many fail."""
 SYNC_S: Final = 0.02
 """How long a disk flush takes, on average."""
 
@@ -73,6 +77,8 @@ class Host:
         self.is_refused = False
         """Its cache has changes that the bucket went on without."""
         self.out_of_touch_until_s = 0.0
+        self.died_at = ""
+        """The failpoint, if it was one."""
         self._image: bytes | None = None
         self.keeps_image = False
         self._syncing: Callable[[], None] | None = None
@@ -86,6 +92,7 @@ class Host:
     def opened(self, cache: Cache) -> None:
         """A daemon opened the cache: which made a sync point."""
         self.cache = cache
+        self.died_at = ""
         self._saved = None
         self._syncing = None
         self.flushed()
@@ -109,6 +116,11 @@ class Host:
         self._syncing = work
         await trio.sleep(rng.expovariate(1 / SYNC_S))
         if not self.is_gone:
+            if rng.random() < SICK_CHANCE:
+                self.world.weather.trouble()
+                self.world.count("disk errors")
+                self._syncing = None
+                raise OSError(errno.EIO, "simulated")
             work()
             self._syncing = None
         await trio.sleep(rng.expovariate(1 / SYNC_S))
@@ -171,9 +183,8 @@ class Host:
         """The daemon that was killed is gone: its files are as they were when it was."""
         cache = self.cache
         assert cache is not None and self._saved is not None
-        cache._closed = True
-        cache.points.close()
-        cache.env.close()
+        if self.died_at not in (failpoints.CLOSE_SYNCED, failpoints.CLOSE_AFTER):
+            cache.let_go()
         os.close(cache._lock_fd)
         for path, data in self._saved.items():
             # In place: a cache knows its file by its inode.

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from s3ws_fs.cache.cache import Cache, open_cache
+from s3ws_fs.cache.checking import Checked, check_records
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core.clock import Clock
 from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.core.findings import Report
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.daemon.parts import Reaper, identity
 from s3ws_fs.replica.replicator import Replicator
@@ -40,6 +42,8 @@ DIRT_SLACK_S: Final = 20.0
 """Beyond the debounce's maximum: a flush takes its time."""
 CALM_S: Final = 150.0
 """After trouble, waits between tries may be this long in all."""
+CHECKED_CHANCE: Final = 0.2
+"""Of comparisons with the model, so many are followed by the checker's."""
 LOOK_S: Final = 10.0
 
 UNMOUNT: Final = "unmount"
@@ -52,12 +56,13 @@ ENDS: Final = (UNMOUNT, KILL, KILL, POWER, LOSS)
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How a life goes: operations, its end, whether everything is looked at before, and at which
-    passing of a failpoint the daemon dies (0: none)."""
+    passing (0: none) of which failpoint ("": any) the daemon or the worker dies."""
 
     operations: int
     end: str
     settles: bool = False
     dies_at: int = 0
+    point: str = ""
 
 
 living: ContextVar[Life] = ContextVar("living")
@@ -141,6 +146,10 @@ class Life:
             if host.branch is not None:
                 raise Wrong("a whole cache became one whose restore is not complete")
             return False
+        if cache.get_json(MARK) is None:
+            # A restore was complete, but whoever did it did not live to say so.
+            self._take_restored()
+            host.lost_power = False
         branch = host.branch
         if host.lost_power:
             if cache.generation not in host.points or cache.generation < host.fsynced:
@@ -176,6 +185,10 @@ class Life:
                 f" {self.branch.generation}"
             )
         found = differences(self.cache, self.branch.nodes)
+        if not found and self.world.rng.random() < CHECKED_CHANCE:
+            done = Checked(Report(), prefix=self.world.prefix)
+            check_records(self.cache, done, lambda _: None)
+            found = [f"{f.code} {f.where}: {f.message}" for f in done.report.findings]
         if found:
             raise Wrong(f"{when}: {len(found)} differences: " + "; ".join(found[:10]))
 
@@ -208,12 +221,13 @@ class Life:
 
     def _take_restored(self) -> None:
         """The cache now holds what the bucket held."""
-        host, newest = self.host, self.world.newest
-        nodes: Nodes = {} if newest is None else dict(newest.nodes)
+        host, number = self.host, self.cache.get_json("sealed")["number"]
+        nodes: Nodes = dict(self.world.sealed[number].nodes) if number else {}
         host.branch = Branch(nodes, self.cache.generation)
         host.points = {self.cache.generation: dict(nodes)}
         host.fsynced = self.cache.generation
-        host.number = 0 if newest is None else newest.number
+        host.number = number
+        self.cache.put_json(MARK, 1)
         self.world.note("restored", host.name, self.cache.generation)
 
     # --- living --------------------------------------------------------------------------------
@@ -229,6 +243,8 @@ class Life:
         try:
             with self._scope:
                 refused = await self._live(self._check_opened())
+            if not host.is_gone:
+                await self._close()
         except BaseExceptionGroup as group:
             _, rest = group.split(Killed)
             if rest is not None:
@@ -238,16 +254,17 @@ class Life:
         if host.is_gone:
             await self.replica.worker.close()
             host.release()
-        else:
-            await self.replica.worker.close()
-            self.cache.close()
-            host.points = {self.cache.generation: self._copy()}
-            host.cache = None
         if refused is not None:
             raise refused
 
-    def _copy(self) -> Nodes:
-        return {} if self.host.branch is None else self.host.branch.copy()
+    async def _close(self) -> None:
+        """The end of a daemon that nobody killed; it makes a last sync point."""
+        await self.replica.worker.close()
+        nodes = {} if self.host.branch is None else self.host.branch.copy()
+        self.host.points[self.cache.generation] = nodes
+        self.cache.close()
+        self.host.points = {self.cache.generation: nodes}
+        self.host.cache = None
 
     async def _live(self, is_whole: bool) -> Refused | None:
         try:

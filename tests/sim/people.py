@@ -418,8 +418,12 @@ class Person:
     # --- other than files ----------------------------------------------------------------------
 
     async def _fsync(self) -> None:
-        generation = self._life.cache.generation
-        await self._life.durability.ensure()
+        generation, began_s = self._life.cache.generation, trio.current_time()
+        try:
+            await self._life.durability.ensure()
+        except FsError as exc:
+            self._life.excuse(f"fsync failed: {exc}", began_s)
+            return
         host = self._life.host
         host.fsynced = max(host.fsynced, generation)
 

@@ -80,9 +80,13 @@ def check(world: World, life: Life) -> None:
     with cache.read() as view:
         if view.dirty_count():
             raise Wrong(f"dirt after a sync: {list(view.dirty())[:3]}")
-        if view.mtodo_count():
-            raise Wrong(f"the mirror is behind after a sync: {list(view.mtodo())[:3]}")
+        behind = list(view.mtodo())
     _check_cold(life)
+    if world.counts["rivals"]:
+        # Nothing keeps a writer that was frozen in a mirror pass from going on with it.
+        return
+    if behind:
+        raise Wrong(f"the mirror is behind after a sync: {behind[:3]}")
     _check_mirror(world, nodes)
     _check_audit(world, life)
 

@@ -43,10 +43,13 @@ TICK_NS: Final = 4_000_000
 FLUSHES_KEPT: Final = 64
 REQUESTS_KEPT: Final = 5000
 LIFE_OPERATIONS: Final = (20, 400)
+SKEW_S_MAX: Final = 7200
 LATE_S_MAX: Final = 20.0
 """So long a request of a dead process may still be on its way."""
 RETRY_MOUNT_S: Final = 20.0
 RIVALS_CHANCE: Final = 0.15
+DEATH_CHANCE: Final = 0.3
+POINTS: Final = tuple(failpoints.POINTS)
 RIVAL_ENDS: Final = (UNMOUNT, KILL, POWER)
 
 
@@ -81,10 +84,14 @@ class World:
         self._pid = 0
         self._flushes: dict[str, Frozen] = {}
         self.newest: Frozen | None = None
+        self.sealed: dict[int, Frozen] = {}
+        """The newest ones, by number."""
         self._lates_known = 0
         self._late: list[Callable[[], object]] = []
         prefix = self._workspace.prefix
-        self.bucket = Bucket(self.coarse_ns, prefix, self._sealed)
+        # The server's clock is another one, and goes wrong as it likes.
+        skew_ns = self.ids.randrange(-SKEW_S_MAX, SKEW_S_MAX) * 10**9
+        self.bucket = Bucket(lambda: self.coarse_ns() + skew_ns, prefix, self._sealed)
         self.faulty = FaultyStore(self.bucket, self.weather.choose)
         self.on_life: Callable[[Life], None] = lambda _: None
         """Told of each life when its parts are there: for bugs put in on purpose."""
@@ -171,6 +178,8 @@ class World:
             durable = cache.points.durable_generation
             raise Wrong(f"sealed {flush.generation}, but a sync point covers {durable} only")
         self.newest = Frozen(flush.host, flush.generation, flush.nodes, header.number)
+        self.sealed[header.number] = self.newest
+        self.sealed.pop(header.number - FLUSHES_KEPT, None)
         if flush.host.number == before:
             flush.host.number = header.number
         if cache is not None:
@@ -234,8 +243,12 @@ class World:
         rng = self.rng
         operations = min(self._left, rng.randrange(*LIFE_OPERATIONS))
         self._left -= operations
-        dies_at = rng.randrange(1, 2000) if rng.random() < 0.3 else 0
-        return Plan(operations, end, rng.random() < 0.3, dies_at)
+        settles = rng.random() < 0.3
+        if rng.random() < DEATH_CHANCE:
+            return Plan(operations, end, settles, rng.randrange(1, 4), rng.choice(POINTS))
+        if rng.random() < DEATH_CHANCE:
+            return Plan(operations, end, settles, rng.randrange(1, 2000))
+        return Plan(operations, end, settles)
 
     async def _life(self, host: Host, plan: Plan) -> None:
         """One life, from the first try to mount to its end (or until the host is fenced)."""
@@ -290,6 +303,8 @@ class World:
             return
         if point == failpoints.SYNC_FLUSHED:
             host.flushed()
+        if life.plan.point not in ("", point):
+            return
         life.passes_left -= 1
         if life.passes_left != 0:
             return
@@ -298,6 +313,7 @@ class World:
         if strand is not None:
             strands.wait(host.process_dies)
             raise strands.Died
+        host.died_at = point
         if life.plan.end == POWER:
             host.cut_power()
         else:
