@@ -34,6 +34,9 @@ from s3ws_fs.core.journal import Frame, Header
 from s3ws_fs.core.records import Head, InodeRec, decode_inode, decode_location
 from s3ws_fs.core.types import ROOT_INO, SELF_OBJECT
 
+FOLLOWING: Final = "following"
+"""Meta value: this cache is of a read-only mount."""
+
 APPEND_RECORDS: Final = 5000
 """Records of a checkpoint handed to the engine at once."""
 
@@ -288,6 +291,7 @@ class _Step:
             head = Head(header.generation, header.next_ino, head.used_bytes, head.inodes)
         self._txn.put(META_HEAD, head.encode(), db=self._db.meta)
         if position is not None:
+            self._txn.put(FOLLOWING.encode(), b"true", db=self._db.meta)
             self._txn.put(b"sealed", json.dumps(position).encode(), db=self._db.meta)
             self._txn.put(b"hydrated", b"false", db=self._db.meta)
         return head

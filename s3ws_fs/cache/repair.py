@@ -26,6 +26,7 @@ from typing import Final
 from s3ws_fs.cache import recovery, syncpoint
 from s3ws_fs.cache.cache import IDENTITY_FILE, Cache, Identity, open_cache
 from s3ws_fs.cache.checking import Checked, Progress, check_records
+from s3ws_fs.cache.following import FOLLOWING
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.verify import TreeCheck
@@ -74,6 +75,12 @@ def repair_cache(
         raise CacheError(
             f"the cache in {directory} can't be repaired as it is",
             remedy="Mount it once: the mount goes back to the sync point, or says what to do.",
+        )
+    if (found.values or {}).get(FOLLOWING):
+        # What repair marks dirty, nobody would ever ship from there.
+        raise CacheError(
+            f"the cache in {directory} is of a read-only mount: there is nothing to repair in it",
+            remedy="Remove that directory while it is not mounted: the next mount makes it anew.",
         )
     identity = _identity(directory)
     quota_bytes = (directory / DATA_DIR / DATA_FILE).stat().st_size

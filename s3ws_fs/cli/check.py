@@ -214,7 +214,7 @@ def _audit(
     quick: bool,
 ) -> Part:
     with _errors(config), _local_side(directory, checked) as local:
-        store = open_store(config.store, config.workspace.prefix)
+        store = open_store(config.store, config.workspace.prefix, read_only=True)
         try:
             with ThreadPoolExecutor(config.store.max_parallel, "audit") as pool:
                 done = audit(store, pool, on_event, local=local, quick=quick)

@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from s3ws_fs import WorkspaceManager
 from s3ws_fs.core.errors import ExitCode
+from s3ws_fs.settings import Settings
 from tests.support import trees
 from tests.support.buckets import Bucket, LocalBucket, S3Bucket
 from tests.support.host import NEVER_BY_ITSELF, Host, HostMaker
@@ -251,6 +254,35 @@ def test_open_files_stay_usable(writer: Host, reader: Host) -> None:
         file.close()
     reader.s3ws("check", reader.mountpoint)
     assert reader.now()["faults"] == 0
+
+
+def test_it_is_checked_like_any_mount(writer: Host, reader: Host) -> None:
+    reader.s3ws("check", "--bucket", reader.mountpoint)
+    reader.umount()
+    (writer.mountpoint / "later").write_text("x")
+    writer.sync()
+    # Its cache is behind, which is no fault of anything.
+    reader.s3ws("check", "--bucket", "--cache", reader.workspace_cache())
+
+
+def test_from_python(writer: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in writer.settings.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.load(os.environ)
+    look = tmp_path / "look"
+    look.mkdir()
+
+    async def main() -> None:
+        workspace = WorkspaceManager(
+            settings, settings.conversation_id, settings.user_id, look, read_only=True
+        )
+        async with workspace:
+            assert (look / "first").read_text() == "one"
+            assert (await workspace.manual_sync())["read_only"] is True
+            assert (await workspace.status())["read_only"] is True
+
+    trio.run(main)
+    assert not os.path.ismount(look)
 
 
 def test_a_killed_reader_comes_back_at_a_seal(writer: Host, reader: Host) -> None:
