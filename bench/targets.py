@@ -195,7 +195,8 @@ def _ours(
             print(f"{name}: {exc}", file=sys.stderr)
             processes.unmount(Path(config.mountpoint))
             if info.is_alive():
-                os.kill(info.pid, signal.SIGKILL)
+                for pid in info.processes():
+                    os.kill(pid, signal.SIGKILL)
 
 
 TARGETS: Final[dict[str, Callable[[Path], AbstractContextManager[Target]]]] = {

@@ -3,12 +3,18 @@
 The daemon is killed just before the commit, just after it, and just before the answer, by a
 failpoint; the program's call waits for the next daemon. That it was done once is told by the
 generation, which every change raises by one.
+
+Here each operation dies after its commit, and some at the other points as well; all of them at all
+points: `python -m tests.e2e.test_holder_once`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +22,9 @@ from pathlib import Path
 import pytest
 
 from s3ws_fs.core import failpoints
+from s3ws_fs.core.errors import ExitCode
 from s3ws_fs.core.types import RENAME_EXCHANGE, RENAME_NOREPLACE
+from s3ws_fs.fuse import table
 from tests.support.armed import Trigger
 from tests.support.buckets import LocalBucket
 from tests.support.host import NEVER_BY_ITSELF, QUICK, Host
@@ -28,6 +36,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.fuse]
 LARGE = os.urandom(1 << 20)
 """One request: of pages never touched, as in bytes(n), the kernel makes one each."""
 POINTS = [failpoints.COMMIT_BEFORE, failpoints.COMMIT_AFTER, failpoints.ANSWER_BEFORE]
+EVERYWHERE = ("create", "rename over", "append", "setxattr create")
+ALL = "S3WS_TEST_ALL" in os.environ
 
 
 @dataclass
@@ -44,10 +54,16 @@ class Armed:
 
 @pytest.fixture(scope="module")
 def armed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Armed]:
-    base = tmp_path_factory.mktemp("armed")
+    with armed_mount(tmp_path_factory.mktemp("armed")) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def armed_mount(base: Path, without: str = "") -> Iterator[Armed]:
+    """A mount of its own (see Trigger)."""
     for name in ("store", "marks"):
         (base / name).mkdir()
-    trigger = Trigger(str(base / "marks"))
+    trigger = Trigger(str(base / "marks"), without)
     host = Host(
         base / "host", LocalBucket(base / "store").env, settings={**QUICK, **NEVER_BY_ITSELF}
     )
@@ -242,8 +258,15 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("name", CASES)
+SELECTED = [
+    (name, point)
+    for name in CASES
+    for point in POINTS
+    if ALL or point == failpoints.COMMIT_AFTER or name in EVERYWHERE
+]
+
+
+@pytest.mark.parametrize(("name", "point"), SELECTED)
 def test_once(armed: Armed, name: str, point: str) -> None:
     case = CASES[name]
     here = armed.host.mountpoint / f"{name} {point}"
@@ -260,3 +283,54 @@ def test_once(armed: Armed, name: str, point: str) -> None:
     armed.host.wait_for_successor(pid)
     wait_until(lambda: armed.head() >= before + case.commits, what="deleted files to be dropped")
     assert armed.head() == before + case.commits
+
+
+# --- negative controls ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("mkdir", errno.EEXIST), ("unlink", errno.ENOENT), ("rename", errno.ENOENT)]
+)
+def test_without_the_notes_it_is_done_twice(tmp_path: Path, name: str, error: int) -> None:
+    """What the tests above would say of a daemon that forgets what was done."""
+    case = CASES[name]
+    with armed_mount(tmp_path, "once") as armed:
+        prepared = case.prepare(armed.host.mountpoint)
+        armed.trigger.set(failpoints.COMMIT_AFTER)
+        with pytest.raises(OSError) as caught:
+            case.call(prepared)
+    assert caught.value.errno == error
+
+
+def test_a_mount_made_by_fusermount3(tmp_path: Path) -> None:
+    """As where only that may mount: the connection is kept all the same."""
+    with armed_mount(tmp_path, "mount(2)") as armed:
+        armed.trigger.set(failpoints.COMMIT_AFTER)
+        (armed.host.mountpoint / "d").mkdir()
+        assert not armed.trigger.is_set(failpoints.COMMIT_AFTER)
+        armed.host.umount()
+
+
+def test_a_kernel_that_does_not_send_again(tmp_path: Path) -> None:
+    """Before Linux 6.9: the daemon's death is the mount's, and the next mount has everything."""
+    with armed_mount(tmp_path, "resend") as armed:
+        host = armed.host
+        (host.mountpoint / "before").write_bytes(b"kept")
+        assert host.now()["holder"]["can_replace"] is False
+        refused = host.s3ws("restart", host.mountpoint, ok=ExitCode.CANT_RESTART)
+        assert "6.9" in refused.stderr
+        info = host.info()
+        assert info is not None
+        armed.trigger.set(failpoints.COMMIT_AFTER)
+        with pytest.raises(OSError) as caught:
+            (host.mountpoint / "d").mkdir()
+        assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        wait_until(lambda: not info.is_alive(), what="the end of the holder")
+        assert not table.is_mounted(str(host.mountpoint))
+        host.mount()
+        assert sorted(os.listdir(host.mountpoint)) == ["before", "d"]
+
+
+if __name__ == "__main__":
+    os.environ["S3WS_TEST_ALL"] = "1"
+    sys.exit(pytest.main([__file__, "-q", *sys.argv[1:]]))

@@ -57,7 +57,7 @@ def test_the_umask_counts_only_where_no_list_is_inherited(tmp_path: Path) -> Non
 
 def test_where_only_fusermount_mounts_the_umask_counts_always(tmp_path: Path) -> None:
     """Documented: less is allowed than on ext4, never more, and the lists are right otherwise."""
-    with mounted_layer(tmp_path, by_libfuse=True) as child:
+    with mounted_layer(tmp_path, by_helper=True) as child:
         listed = child.mountpoint / "listed"
         listed.mkdir()
         os.setxattr(listed, acls.DEFAULT, acls.acl(WIDE))

@@ -151,9 +151,13 @@ class Trigger:
     Whoever passes a point whose name is a file in `directory` dies there; unless the file says
     "always", it is removed before. The point `answer.before` counts only when a commit was the last
     thing before it: requests that change nothing pass it too.
+
+    without: "resend" makes the kernel one that does not send unanswered requests again; "once"
+    forgets what was done for those; "mount(2)" leaves the mounting to fusermount3.
     """
 
     directory: str
+    without: str = ""
 
     def env(self) -> dict[str, str]:
         """As Plan.env."""
@@ -189,11 +193,34 @@ class Trigger:
         signal.pause()
 
 
+def _do_without(what: str) -> None:
+    if what == "once":
+        from s3ws_fs.fuse.once import Once
+
+        Once._settle = lambda self, key: None  # type: ignore[method-assign]
+    elif what == "mount(2)":
+        from s3ws_fs.fuse import mount
+
+        mount._mount_directly = lambda *_: None
+    elif what == "resend":
+        from s3ws_fs.holder import memory
+
+        memory.HAS_RESEND = 0
+        before = memory.Memory.set_init
+
+        def set_init(self: memory.Memory, request: bytes, reply: bytes) -> None:
+            # Without the second word of flags, as before Linux 5.17.
+            before(self, request[: memory.FLAGS2_AT], reply)
+
+        memory.Memory.set_init = set_init  # type: ignore[method-assign]
+
+
 def install_from_environment() -> None:
     """Obey what the environment names, for the rest of this process's life."""
     given = json.loads(os.environ[VARIABLE])
     if "directory" in given:
         failpoints.hook = Trigger(**given)
+        _do_without(given["without"])
         return
     failpoints.hook = Listener(Plan(**given))
 

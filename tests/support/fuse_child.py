@@ -1,9 +1,9 @@
 """The fuse layer alone, over a real filesystem on a real cache, in a process of its own.
 
 `python -m tests.support.fuse_child JSON --ready-fd N`, where JSON has mountpoint, cache, and maybe
-allow_other, uid_map, gid_map, quota_bytes, adaptive_wait_us, faulty, traced, by_libfuse. With
+allow_other, uid_map, gid_map, quota_bytes, adaptive_wait_us, faulty, traced, by_helper. With
 `faulty`, names that start with `fault-` make the filesystem raise what no filesystem should. With
-`traced`, each request for an extended attribute is a line of the log. With `by_libfuse`, libfuse
+`traced`, each request for an extended attribute is a line of the log. With `by_helper`, fusermount3
 mounts, as where mount(2) is not allowed. With `behind` (the path of a socket), it takes changes
 that do not come through the kernel (see `Behind`).
 """
@@ -108,7 +108,7 @@ async def run(options: dict[str, Any], ready_fd: int) -> None:
     kind = FaultyFileSystem if options.get("faulty") else FileSystem
     if options.get("traced"):
         kind = TracedFileSystem
-    if options.get("by_libfuse"):
+    if options.get("by_helper"):
         mount._mount_directly = lambda mountpoint, allow_other, read_only: None
     with cache:
         fs = kind(
