@@ -31,7 +31,7 @@ from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.fs.filesystem import FileSystem
 from tests.crash.power import WrongImageError, another_boot
 from tests.support.host import Host
-from tests.support.tape import Tape
+from tests.support.tape import PAGE_BYTES, Tape
 
 QUOTA_BYTES: Final = 500 << 20
 COPIES_MAX: Final = 12
@@ -43,7 +43,10 @@ Tree = dict[str, tuple[str, bytes]]
 
 
 class Worker(threading.Thread):
-    """Changes the tree, one change a call; `states[n]` is the tree after n calls, in short."""
+    """Changes the tree, one change a call; `states[n]` is the tree after n calls, in short.
+
+    When the mount dies under it, that is its end.
+    """
 
     def __init__(self, top: Path, seed: int) -> None:
         super().__init__(name="power-worker")
@@ -51,6 +54,8 @@ class Worker(threading.Thread):
         self.rng = random.Random(seed)
         self.tree: Tree = {}
         self.states = [summary(self.tree)]
+        self.halves: dict[int, str] = {}
+        """By call: the tree when only the first of its two requests was made."""
         self.fsynced = 0
         self.error: BaseException | None = None
         self.stopping = threading.Event()
@@ -107,6 +112,12 @@ class Worker(threading.Thread):
             self.tree[path] = ("link", b"there")
 
     def _pwrite(self, path: str, at: int, data: bytes) -> None:
+        # The kernel ends a request at a page that it has not whole, and begins another.
+        first = -at % PAGE_BYTES
+        if 0 < first < len(data):
+            held = self.tree[path][1].ljust(at, b"\0")
+            half = held[:at] + data[:first] + held[at + first :]
+            self.halves[len(self.states)] = summary({**self.tree, path: ("file", half)})
         fd = os.open(self.top / path, os.O_WRONLY)
         try:
             os.pwrite(fd, data, at)
@@ -225,7 +236,7 @@ class BusyMount:
         self.counts = counts
 
     def run(self, base: Path, images: int) -> Path:
-        """Work and judge so many images; the last one is left for a remount. Nothing is mounted."""
+        """Work and judge so many images; then one for a remount is left, and nothing is mounted."""
         self.host.mount()
         cache = self.host.workspace_cache()
         self.worker.start()
@@ -233,17 +244,27 @@ class BusyMount:
             for number in range(images):
                 image = base / f"image-{number}"
                 at_least, at_most = self._take(cache, image)
-                states = self.worker.states[at_least : at_most + 1]
-                self._judge(image, states, at_most - at_least)
-                if number < images - 1:
-                    shutil.rmtree(image)
+                self._judge(image, at_least, at_most)
+                shutil.rmtree(image)
+            # It works until the very end.
+            self._last(cache, base / "last")
         finally:
             self.worker.stopping.set()
             self.worker.join()
-        if self.worker.error is not None:
+        if not isinstance(self.worker.error, OSError | None):
             raise self.worker.error
+        return base / "last"
+
+    def _last(self, cache: Path, image: Path) -> None:
+        """Kill the daemon, and make an image of what it left: nothing went on after it."""
+        data_file = cache / DATA_DIR / DATA_FILE
+        sequence, copy = newest(cache), data_file.read_bytes()
         self.host.kill()
-        return image
+        final = data_file.read_bytes()
+        tape = Tape(data_file, copy if newest(cache) == sequence else final)
+        tape.see(final)
+        (image / DATA_DIR).mkdir(mode=0o700, parents=True)
+        (image / DATA_DIR / DATA_FILE).write_bytes(tape.image(self.rng))
 
     def _take(self, cache: Path, image: Path) -> tuple[int, int]:
         """Make an image; (last call that was fsynced, last call that had begun)."""
@@ -277,7 +298,19 @@ class BusyMount:
         self.counts["unflushed pages"] += window.tape.unflushed
         return fsynced, begun
 
-    def _judge(self, image: Path, states: list[str], span: int) -> None:
+    def _allowed(self, at_least: int, at_most: int) -> list[str]:
+        """The states from one call to another, as soon as both are known."""
+        worker = self.worker
+        while len(worker.states) <= at_most and worker.is_alive():
+            worker.join(0.01)
+        halves = [
+            worker.halves[call]
+            for call in range(at_least + 1, at_most + 1)
+            if call in worker.halves
+        ]
+        return halves + worker.states[at_least : at_most + 1]
+
+    def _judge(self, image: Path, at_least: int, at_most: int) -> None:
         found = check_cache(image, lambda _: None, boot_id="another").report
         if not found.ok:
             raise WrongImageError(f"the checker says {[str(f) for f in found.findings][:5]}")
@@ -294,23 +327,23 @@ class BusyMount:
                 raise WrongImageError(str(cache.recovered))
             got = summary(tree_of_cache(cache))
         shutil.rmtree(opened)
+        states = self._allowed(at_least, at_most)
         if got not in states:
             known = self.worker.states.index(got) if got in self.worker.states else "none"
-            raise WrongImageError(f"not one of the {span + 1} states allowed, but {known}")
+            raise WrongImageError(f"not of calls {at_least} to {at_most}, but {known}")
         self.counts["images"] += 1
-        self.counts["lost calls"] += len(states) - 1 - states.index(got)
+        self.counts["halves"] += got not in self.worker.states
+        self.counts["states allowed"] += len(states)
 
     def remount(self, image: Path) -> None:
         """The image in place of the cache, mounted again: the same, seen through the kernel."""
         cache = self.host.workspace_cache()
-        for name in (DATA_DIR, SIDE_FILE):
-            source, target = image / name, cache / name
-            (shutil.rmtree if target.is_dir() else os.unlink)(target)
-            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+        # In place: the file is who its writer is.
+        shutil.copyfile(image / DATA_DIR / DATA_FILE, cache / DATA_DIR / DATA_FILE)
         another_boot(cache)
         self.host.mount()
         got = summary(tree_of(self.host.mountpoint))
-        if got not in self.worker.states:
+        if got not in self._allowed(self.worker.fsynced, self.worker.begun):
             raise WrongImageError(f"{self.host.base}: after the remount, another tree")
         if self.host.now()["cache"]["opened"] != recovery.SYNC_POINT:
             raise WrongImageError("the sync point was not taken")
