@@ -28,8 +28,9 @@ from s3ws_fs.core.findings import Report
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.daemon.parts import Reaper, identity
 from s3ws_fs.replica.replicator import Replicator
+from tests.sim.choosing import SimFileSystem
 from tests.sim.hosts import Host, Killed
-from tests.sim.people import EXCUSE_S, Person, SimFileSystem
+from tests.sim.people import EXCUSE_S, Person
 from tests.sim.tree import Branch, Node, Nodes, Wrong, differences
 
 if TYPE_CHECKING:
@@ -359,7 +360,8 @@ class Life:
 
     def excuse(self, what: str, since_s: float) -> None:
         """Something failed: that needs a cause since then."""
-        if self.host.is_gone:
+        if self.host.is_gone or self.world.may_be_fenced(self.host):
+            # What it names may be garbage to the one that has taken over.
             return
         if self.world.weather.trouble_s < since_s:
             raise Wrong(f"{what}, and there is no reason")

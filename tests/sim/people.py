@@ -22,49 +22,24 @@ import trio
 
 from s3ws_fs.core.errors import FsError, UserError
 from s3ws_fs.core.limits import EXTENT_BYTES
-from s3ws_fs.core.types import ROOT_INO, Cred, NeedExtents
-from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.core.types import Cred, NeedExtents
+from tests.sim.choosing import FILE_BYTES_MAX, NAMES, NODES_MAX, Choosing, SimFileSystem
 from tests.sim.tree import Branch, Node, Wrong
 
 if TYPE_CHECKING:
     from tests.sim.life import Life
 
 CRED: Final = Cred(uid=1000, gid=1000, umask=0o022)
-NODES_MAX: Final = 120
-FILE_BYTES_MAX: Final = 8 * EXTENT_BYTES
-NAMES: Final = (
-    b"a", b"b", b"c", b"d", b"e", b"f.txt", b"g.py", b"h", b"tmp", b"new",
-    b"\xff\xfe", b"50%41", b"back\\slash", b"%2F", b"long" * 60,
-)  # fmt: skip
 EXCUSE_S: Final = 90.0
 """What went wrong so long ago explains an EIO: a reader's patience, and more."""
 
 
-class SimFileSystem(FileSystem):
-    """The real one; drops of orphans are told to the model."""
-
-    branch: Branch
-
-    def _drop_orphans(self, inos: list[int]) -> None:
-        def change(branch: Branch) -> None:
-            for ino in inos:
-                branch.nodes.pop(ino, None)
-
-        self.branch.maybe = change
-        before = self.cache.generation
-        super()._drop_orphans(inos)
-        self.branch.maybe = None
-        if self.cache.generation != before:
-            self.branch.generation += 1
-        change(self.branch)
-
-
-class Person:
+class Person(Choosing):
     """One who works on a mount, at random."""
 
     def __init__(self, life: Life, rng: random.Random) -> None:
         self._life = life
-        self._rng = rng
+        self.rng = rng
         self._open: list[int] = []
         self._actions: list[tuple[Callable[[], Any], int]] = [
             (self._create, 12), (self._write, 30), (self._append, 8), (self._truncate, 5),
@@ -75,7 +50,7 @@ class Person:
         ]  # fmt: skip
 
     @property
-    def _branch(self) -> Branch:
+    def branch(self) -> Branch:
         return self._life.branch
 
     @property
@@ -84,7 +59,7 @@ class Person:
 
     async def run(self, operations: int) -> None:
         """So many operations, in bursts."""
-        rng = self._rng
+        rng = self.rng
         life = self._life
         actions, weights = zip(*self._actions, strict=True)
         pace_s = 1.0
@@ -95,58 +70,17 @@ class Person:
             if rng.random() < 0.002:
                 await trio.sleep(rng.uniform(60, 600))
             action = rng.choices(actions, weights)[0]
-            if len(self._branch.nodes) > NODES_MAX and rng.random() < 0.5:
+            if len(self.branch.nodes) > NODES_MAX and rng.random() < 0.5:
                 action = rng.choice([self._unlink, self._unlink, self._rmdir])
             life.done += 1
             life.world.operation(action.__name__, life.host.name)
             await action()
 
-    # --- choosing ------------------------------------------------------------------------------
-
-    def _dirs(self) -> list[int]:
-        return [ino for ino, n in self._branch.nodes.items() if n.is_dir and n.nlink]
-
-    def _file(self) -> int | None:
-        files = [ino for ino, node in self._branch.nodes.items() if node.is_file]
-        return self._rng.choice(files) if files else None
-
-    def _dir(self) -> int:
-        return self._rng.choice(self._dirs())
-
-    def _entry(self, *, dirs: bool | None = None) -> tuple[int, bytes, int] | None:
-        """A name that is there: of a directory, of anything else, or of either."""
-        nodes = self._branch.nodes
-        found = [
-            (parent, name, ino)
-            for parent in self._dirs()
-            for name, ino in nodes[parent].entries.items()
-            if dirs is None or nodes[ino].is_dir == dirs
-        ]
-        return self._rng.choice(found) if found else None
-
-    def _is_below(self, ino: int, above: int) -> bool:
-        while ino != ROOT_INO:
-            if ino == above:
-                return True
-            ino = self._branch.nodes[ino].parent
-        return above == ROOT_INO
-
-    def _bytes(self) -> bytes:
-        rng = self._rng
-        kind = rng.random()
-        if kind < 0.75:
-            return rng.randbytes(rng.randrange(1, 200))
-        if kind < 0.9:
-            return rng.randbytes(rng.randrange(200, 5000))
-        if kind < 0.95:
-            return bytes(rng.randrange(1, EXTENT_BYTES))
-        return rng.randbytes(rng.choice([EXTENT_BYTES, rng.randrange(1, 3 * EXTENT_BYTES)]))
-
     # --- doing ---------------------------------------------------------------------------------
 
     def _do(self, call: Callable[[], Any], change: Callable[[Branch], None]) -> Any:
         """Invariant 2. Returns what the call returned."""
-        branch = self._branch
+        branch = self.branch
         branch.maybe = change
         try:
             result = call()
@@ -176,8 +110,8 @@ class Person:
         raise Wrong("cold again and again")
 
     def _make(self, mode: int, call: Callable[[int, bytes], Any], data: bytes = b"") -> None:
-        parent, name = self._dir(), self._rng.choice(NAMES)
-        if name in self._branch.nodes[parent].entries:
+        parent, name = self.a_dir(), self.rng.choice(NAMES)
+        if name in self.branch.nodes[parent].entries:
             return
         ino = self._life.cache.head.next_ino
 
@@ -206,24 +140,24 @@ class Person:
         self._make(mode, lambda p, n: self._fs.mknod(p, n, mode, 0, CRED))
 
     async def _symlink(self) -> None:
-        target = self._rng.choice([b"a", b"../x", b"\xff", b"/etc/passwd"])
+        target = self.rng.choice([b"a", b"../x", b"\xff", b"/etc/passwd"])
         mode = stat.S_IFLNK | 0o777
         self._make(mode, lambda p, n: self._fs.symlink(p, n, target, CRED), target)
 
     async def _write(self) -> None:
-        ino = self._file()
+        ino = self.a_file()
         if ino is not None:
-            size = len(self._branch.nodes[ino].data)
-            offset = self._rng.choice([0, 0, size, self._rng.randrange(size + 3 * EXTENT_BYTES)])
+            size = len(self.branch.nodes[ino].data)
+            offset = self.rng.choice([0, 0, size, self.rng.randrange(size + 3 * EXTENT_BYTES)])
             await self._write_at(ino, offset)
 
     async def _append(self) -> None:
-        ino = self._file()
+        ino = self.a_file()
         if ino is not None:
-            await self._write_at(ino, len(self._branch.nodes[ino].data))
+            await self._write_at(ino, len(self.branch.nodes[ino].data))
 
     async def _write_at(self, ino: int, offset: int) -> None:
-        data = self._bytes()
+        data = self.some_bytes()
         if offset + len(data) > FILE_BYTES_MAX:
             return
 
@@ -234,17 +168,17 @@ class Person:
             branch.nodes[ino] = replace(node, data=new, mtime_ns=self._life.last_ns)
 
         def attempt() -> Any:
-            if ino in self._branch.nodes:
+            if ino in self.branch.nodes:
                 return self._do(lambda: self._fs.write(ino, offset, data), change)
             return None
 
         await self._warm(attempt)
 
     async def _truncate(self) -> None:
-        ino = self._file()
+        ino = self.a_file()
         if ino is None:
             return
-        size = self._rng.choice([0, self._rng.randrange(FILE_BYTES_MAX), EXTENT_BYTES, 1])
+        size = self.rng.choice([0, self.rng.randrange(FILE_BYTES_MAX), EXTENT_BYTES, 1])
 
         def change(branch: Branch) -> None:
             node = branch.nodes[ino]
@@ -252,14 +186,14 @@ class Person:
             branch.nodes[ino] = replace(node, data=data, mtime_ns=self._life.last_ns)
 
         def attempt() -> Any:
-            if ino in self._branch.nodes:
+            if ino in self.branch.nodes:
                 return self._do(lambda: self._fs.setattr(ino, size=size), change)
             return None
 
         await self._warm(attempt)
 
     async def _unlink(self) -> None:
-        entry = self._entry(dirs=False)
+        entry = self.an_entry(dirs=False)
         if entry is None:
             return
         parent, name, ino = entry
@@ -273,21 +207,21 @@ class Person:
 
     def _forget(self, ino: int) -> None:
         """The kernel lets go of what nobody has open."""
-        node = self._branch.nodes.get(ino)
+        node = self.branch.nodes.get(ino)
         if node is not None and node.nlink == 0:
             self._fs.forget(ino)
 
     async def _rmdir(self) -> None:
-        nodes = self._branch.nodes
+        nodes = self.branch.nodes
         empty = [
             (parent, name, ino)
-            for parent in self._dirs()
+            for parent in self.dirs()
             for name, ino in nodes[parent].entries.items()
             if nodes[ino].is_dir and not nodes[ino].entries
         ]
         if not empty:
             return
-        parent, name, ino = self._rng.choice(empty)
+        parent, name, ino = self.rng.choice(empty)
 
         def change(branch: Branch) -> None:
             branch.unlink(parent, name, self._life.last_ns)
@@ -298,15 +232,15 @@ class Person:
         self._forget(ino)
 
     async def _rename(self) -> None:
-        entry = self._entry()
+        entry = self.an_entry()
         if entry is None:
             return
         parent, name, ino = entry
-        new_parent, new_name = self._dir(), self._rng.choice(NAMES)
-        nodes = self._branch.nodes
+        new_parent, new_name = self.a_dir(), self.rng.choice(NAMES)
+        nodes = self.branch.nodes
         node, old_ino = nodes[ino], nodes[new_parent].entries.get(new_name)
         old = None if old_ino is None else nodes[old_ino]
-        if old_ino == ino or (node.is_dir and self._is_below(new_parent, ino)):
+        if old_ino == ino or (node.is_dir and self.is_below(new_parent, ino)):
             return
         if old is not None and (old.is_dir != node.is_dir or old.entries):
             return
@@ -333,14 +267,14 @@ class Person:
             branch.nodes[ino] = replace(branch.nodes[ino], parent=new_parent)
 
     async def _exchange(self) -> None:
-        one, two = self._entry(), self._entry()
+        one, two = self.an_entry(), self.an_entry()
         if one is None or two is None or one[2] == two[2]:
             return
         (parent, name, ino), (new_parent, new_name, new_ino) = one, two
-        nodes = self._branch.nodes
-        if nodes[ino].is_dir and self._is_below(new_parent, ino):
+        nodes = self.branch.nodes
+        if nodes[ino].is_dir and self.is_below(new_parent, ino):
             return
-        if nodes[new_ino].is_dir and self._is_below(parent, new_ino):
+        if nodes[new_ino].is_dir and self.is_below(parent, new_ino):
             return
 
         def change(branch: Branch) -> None:
@@ -352,9 +286,9 @@ class Person:
         self._do(lambda: self._fs.rename(parent, name, new_parent, new_name, 2), change)
 
     async def _link(self) -> None:
-        entry = self._entry(dirs=False)
-        parent, name = self._dir(), self._rng.choice(NAMES)
-        if entry is None or name in self._branch.nodes[parent].entries:
+        entry = self.an_entry(dirs=False)
+        parent, name = self.a_dir(), self.rng.choice(NAMES)
+        if entry is None or name in self.branch.nodes[parent].entries:
             return
         ino = entry[2]
 
@@ -365,13 +299,13 @@ class Person:
         self._do(lambda: self._fs.link(ino, parent, name), change)
 
     async def _xattr(self) -> None:
-        ino = self._rng.choice(list(self._branch.nodes))
-        name = self._rng.choice([b"user.a", b"user.b"])
-        value = self._rng.randbytes(self._rng.randrange(40))
-        there = dict(self._branch.nodes[ino].xattrs)
+        ino = self.rng.choice(list(self.branch.nodes))
+        name = self.rng.choice([b"user.a", b"user.b"])
+        value = self.rng.randbytes(self.rng.randrange(40))
+        there = dict(self.branch.nodes[ino].xattrs)
         if there.get(name) == value:
             return
-        if name in there and self._rng.random() < 0.5:
+        if name in there and self.rng.random() < 0.5:
             del there[name]
             call: Callable[[], Any] = lambda: self._fs.removexattr(ino, name)  # noqa: E731
         else:
@@ -385,11 +319,11 @@ class Person:
         self._do(call, change)
 
     async def _chmod(self) -> None:
-        ino = self._rng.choice(list(self._branch.nodes))
-        node = self._branch.nodes[ino]
+        ino = self.rng.choice(list(self.branch.nodes))
+        node = self.branch.nodes[ino]
         if stat.S_ISLNK(node.mode):
             return
-        bits = self._rng.choice([0o600, 0o644, 0o755, 0o700])
+        bits = self.rng.choice([0o600, 0o644, 0o755, 0o700])
         mode = stat.S_IFMT(node.mode) | bits
 
         def change(branch: Branch) -> None:
@@ -398,14 +332,14 @@ class Person:
         self._do(lambda: self._fs.setattr(ino, mode=bits), change)
 
     async def _read(self) -> None:
-        ino = self._file()
+        ino = self.a_file()
         if ino is None:
             return
-        offset = self._rng.choice([0, self._rng.randrange(FILE_BYTES_MAX)])
-        length = self._rng.choice([100, EXTENT_BYTES, FILE_BYTES_MAX])
+        offset = self.rng.choice([0, self.rng.randrange(FILE_BYTES_MAX)])
+        length = self.rng.choice([100, EXTENT_BYTES, FILE_BYTES_MAX])
 
         def attempt() -> Any:
-            node = self._branch.nodes.get(ino)
+            node = self.branch.nodes.get(ino)
             if node is None:
                 return None
             got = self._fs.read(ino, offset, length)
@@ -445,8 +379,8 @@ class Person:
         self._life.cache.evict()
 
     async def _hold(self) -> None:
-        ino = self._file()
-        if ino is not None and self._branch.nodes[ino].nlink:
+        ino = self.a_file()
+        if ino is not None and self.branch.nodes[ino].nlink:
             self._fs.open(ino)
             self._open.append(ino)
 
