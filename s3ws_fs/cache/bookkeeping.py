@@ -25,14 +25,13 @@ import lmdb
 import xxhash
 
 from s3ws_fs.cache.tables import Tables
-from s3ws_fs.cache.tx import drop_prefix
+from s3ws_fs.cache.tx import drop_mirror_row, drop_prefix, put_mirror_row
 from s3ws_fs.core import failpoints, jsontext, keys
 from s3ws_fs.core.errors import CacheError, FormatError, FsError
 from s3ws_fs.core.records import (
     MirrorRow,
     decode_dirty,
     decode_location,
-    decode_mirror,
     encode_dirty,
     encode_location,
 )
@@ -163,23 +162,14 @@ class Bookkeeping:
         """Mirror progress: rows now standing, paths gone, and (ino, generation) finished."""
         with self._book() as txn:
             for path in removed:
-                self._drop_mirror(txn, keys.mirror_key(path))
+                drop_mirror_row(txn, self.tables, keys.mirror_key(path))
             for row in put:
-                key = keys.mirror_key(row.path)
-                self._drop_mirror(txn, key)
-                txn.put(key, row.encode(), db=self.tables.mirror)
-                txn.put(keys.pack_u64(row.ino) + key, b"", db=self.tables.mirrori)
+                put_mirror_row(txn, self.tables, row)
             for ino, generation in done:
                 key = keys.pack_u64(ino)
                 noted = txn.get(key, db=self.tables.mtodo)
                 if noted is not None and keys.unpack_u64(noted) <= generation:
                     txn.delete(key, db=self.tables.mtodo)
-
-    def _drop_mirror(self, txn: lmdb.Transaction[bytes], key: bytes) -> None:
-        raw = txn.get(key, db=self.tables.mirror)
-        if raw is not None:
-            txn.delete(keys.pack_u64(decode_mirror(raw).ino) + key, db=self.tables.mirrori)
-            txn.delete(key, db=self.tables.mirror)
 
     def add_mirror_todo(self, inos: Iterable[int], generation: int) -> None:
         """Have these inodes' mirror objects looked at again."""

@@ -21,8 +21,10 @@ from s3ws_fs.core.extents import alloc_bytes
 from s3ws_fs.core.records import (
     Head,
     InodeRec,
+    MirrorRow,
     decode_dirty,
     decode_location,
+    decode_mirror,
     encode_dirty,
 )
 
@@ -35,6 +37,22 @@ def drop_prefix(txn: lmdb.Transaction[bytes], table: lmdb._Database, prefix: byt
         found = cursor.set_range(prefix)
         while found and cursor.key().startswith(prefix):
             found = cursor.delete()
+
+
+def put_mirror_row(txn: lmdb.Transaction[bytes], tables: Tables, row: MirrorRow) -> None:
+    """Note what stands at a mirror path, in place of what was noted."""
+    key = keys.mirror_key(row.path)
+    drop_mirror_row(txn, tables, key)
+    txn.put(key, row.encode(), db=tables.mirror)
+    txn.put(keys.pack_u64(row.ino) + key, b"", db=tables.mirrori)
+
+
+def drop_mirror_row(txn: lmdb.Transaction[bytes], tables: Tables, key: bytes) -> None:
+    """Nothing of ours stands at the mirror path with this key."""
+    raw = txn.get(key, db=tables.mirror)
+    if raw is not None:
+        txn.delete(keys.pack_u64(decode_mirror(raw).ino) + key, db=tables.mirrori)
+        txn.delete(key, db=tables.mirror)
 
 
 class Tx(View):
@@ -214,3 +232,22 @@ class Tx(View):
         self.txn.delete(key, db=self.db.xattrs)
         self.is_freeing = True
         self.mark(keys.T_XATTRS, key)
+
+    def add_orphan(self, rec: InodeRec) -> None:
+        """Store a new inode that no name leads to yet: it goes when nobody gives it one."""
+        self.add_inode(rec)
+        self.txn.put(keys.pack_u64(rec.ino), _EMPTY, db=self.db.orphans)
+
+    def keep_orphan(self, ino: int) -> None:
+        """It is going to get a name."""
+        self.txn.delete(keys.pack_u64(ino), db=self.db.orphans)
+
+    def note_mirror(self, row: MirrorRow) -> None:
+        """Note what stands at a mirror path, and have its inode looked at by the mirror."""
+        put_mirror_row(self.txn, self.db, row)
+        key = keys.pack_u64(row.ino)
+        self.txn.put(key, keys.pack_u64(self.generation), db=self.db.mtodo)
+
+    def put_meta(self, name: bytes, raw: bytes) -> None:
+        """Keep a meta value together with this change."""
+        self.txn.put(name, raw, db=self.db.meta)

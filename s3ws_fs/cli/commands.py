@@ -112,8 +112,13 @@ def status(mountpoint: str | None, as_json: bool) -> int:
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds to wait; no limit by default.",
 )
+@click.option(
+    "--outside",
+    is_flag=True,
+    help="Look before for objects that others changed, added or deleted (one request a thousand).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result, and progress, as JSON.")
-def sync(mountpoint: str, timeout_s: float | None, as_json: bool) -> None:
+def sync(mountpoint: str, timeout_s: float | None, outside: bool, as_json: bool) -> None:
     """Flush now; return when everything is sealed and mirrored.
 
     Of a read-only mount: show now what is sealed by now.
@@ -131,6 +136,7 @@ def sync(mountpoint: str, timeout_s: float | None, as_json: bool) -> None:
             result = client.request(
                 registry.socket_path(runtime_dir(), info.mountpoint),
                 "sync",
+                {"outside": True} if outside else {},
                 on_event=on_event,
                 timeout_s=timeout_s,
             )

@@ -21,6 +21,7 @@ from s3ws_fs import launch
 from s3ws_fs.cli import report
 from s3ws_fs.control.registry import default_runtime_dir
 from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.core.outside import POLICIES
 from s3ws_fs.settings import OPTIONS, Option, Settings
 from s3ws_fs.settings.sources import default_storage_path
 
@@ -32,6 +33,7 @@ _CHOICES = {
     "addressing_style": ("auto", "path", "virtual"),
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("text", "json"),
+    "outside_changes": POLICIES,
 }
 
 

@@ -111,7 +111,8 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
                 f"{human_bytes(_number(hydration, 'cold_bytes'))} still only in the bucket",
             )
         )
-    return lines + _mirror_lines(mirror) + _rot_lines(hydration)
+    outside = _outside_lines(_part(document, "outside"))
+    return lines + _mirror_lines(mirror) + outside + _rot_lines(hydration)
 
 
 def _cache_lines(cache: dict[str, Any]) -> list[str]:
@@ -170,6 +171,21 @@ def _health(health: dict[str, Any]) -> str:
 def _mirror_lines(mirror: dict[str, Any]) -> list[str]:
     titles = {"unmirrored": "not under files/", "conflicts": "changed outside"}
     return _listed_lines("mirror", mirror, titles)
+
+
+def _outside_lines(outside: dict[str, Any]) -> list[str]:
+    lines = []
+    events = outside.get("events")
+    if isinstance(events, list) and events:
+        count = _number(outside, "count")
+        lines.append(_line("outside", f"{counted(count, 'change')} by others; the last ones:"))
+        for event in events[-_LISTED_MAX:]:
+            if isinstance(event, dict):
+                text = f"{event.get('when')} {event.get('path')}: {event.get('what')}"
+                if event.get("copy"):
+                    text += f" ({event['copy']})"
+                lines.append(f"    {safe(text)}")
+    return lines + _listed_lines("outside", outside, {"left": "left alone in the bucket"})
 
 
 def _rot_lines(hydration: dict[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from s3ws_fs.core import jsontext
 from s3ws_fs.core.errors import ExitCode, FormatError, UserError
 from s3ws_fs.core.ids import canonical_id, canonical_root_prefix
+from s3ws_fs.core.outside import KEEP_BOTH, POLICIES
 
 StoreType = Literal["s3", "local"]
 AddressingStyle = Literal["auto", "path", "virtual"]
@@ -168,6 +169,7 @@ class MountConfig:
     adaptive_wait_us: int = 40
     read_only: bool = False
     follow_interval_s: float = 2.0
+    outside_changes: str = KEEP_BOTH
 
     def __post_init__(self) -> None:
         for name in ("mountpoint", "cache_dir", "runtime_dir"):
@@ -190,6 +192,7 @@ class MountConfig:
         _in_range("root_mode", self.root_mode, 0, 0o7777)
         _one_of("log_level", self.log_level, LOG_LEVELS)
         _one_of("log_format", self.log_format, LOG_FORMATS)
+        _one_of("outside_changes", self.outside_changes, POLICIES)
         _id_map("uid_map", self.uid_map)
         _id_map("gid_map", self.gid_map)
 

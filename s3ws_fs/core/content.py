@@ -5,11 +5,16 @@ and times: `mode` is the whole st_mode in decimal, `uid` and `gid` decimal, `mti
 the epoch with nine digits of nanoseconds when they are not zero. A symlink is an object whose body
 is its target; a fifo, socket or device is an empty object with its type in `mode`.
 Ours beside it: `s3ws-xxh3` (xxh3-128 of the body, hex), `s3ws-gen` (generation of the flush that
-put it) and `s3ws-ws` (the workspace's uuid). They tell our objects from everybody else's.
+put it), `s3ws-ws` (the workspace's uuid) and `s3ws-path` (digest of the mirror path): our *mark*.
 
 Invariants
 1. The same file gives the same answer on every machine: no system table is read.
 2. Every value is printable ASCII.
+3. A mark counts only where it was put: tools that copy or rename an object take its metadata along.
+   It says whose the object was when it was put; that its bytes are still ours is known only when
+   their digest is that of the mark, for tools that edit in place keep metadata too.
+4. What other people's metadata says is taken as a wish, never trusted: what makes no sense is
+   left out, and no set-id bit comes in.
 
 Called by transfer.
 """
@@ -17,15 +22,27 @@ Called by transfer.
 from __future__ import annotations
 
 import mimetypes
+import re
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
+import xxhash
+
+from s3ws_fs.core.limits import TIME_NS_MAX, TIME_NS_MIN
 from s3ws_fs.core.records import InodeRec
 
 META_HASH: Final = "s3ws-xxh3"
 META_GENERATION: Final = "s3ws-gen"
 META_WORKSPACE: Final = "s3ws-ws"
+META_PATH: Final = "s3ws-path"
+
+PERMISSION_BITS: Final = 0o1777
+"""What is taken over of a mode: not setuid and setgid."""
+ID_MAX: Final = (1 << 32) - 2
+
+_TIME: Final = re.compile(r"(-?[0-9]{1,12})(?:\.([0-9]{1,20}))?", re.ASCII)
 
 GENERATION_MAX: Final = (1 << 64) - 1
 
@@ -101,20 +118,32 @@ def attr_metadata(rec: InodeRec) -> dict[str, str]:
     }
 
 
+def path_mark(path: str) -> str:
+    """What an object at this mirror path says of its place."""
+    return xxhash.xxh3_64_hexdigest(path.encode())
+
+
 def object_metadata(
-    rec: InodeRec, *, digest: bytes, generation: int, workspace: str
+    rec: InodeRec, *, digest: bytes, generation: int, workspace: str, path: str
 ) -> dict[str, str]:
-    """All user metadata of a mirrored object whose body has this xxh3-128."""
+    """All user metadata of the object at a mirror path whose body has this xxh3-128."""
     return {
         **attr_metadata(rec),
         META_HASH: digest.hex(),
         META_GENERATION: str(generation),
         META_WORKSPACE: workspace,
+        META_PATH: path_mark(path),
     }
 
 
-def our_mark(metadata: Mapping[str, str], workspace: str) -> tuple[int, bytes] | None:
-    """(generation, content hash) of an object that this workspace put; None for anybody else's."""
+def our_mark(metadata: Mapping[str, str], workspace: str, path: str) -> tuple[int, bytes] | None:
+    """(generation, content hash) of an object that this workspace put at this mirror path.
+
+    None for anybody else's, also for a copy of ours that somebody put there. Objects of versions
+    that did not note the path count wherever they stand.
+    """
+    if metadata.get(META_PATH, place := path_mark(path)) != place:
+        return None
     try:
         digest = bytes.fromhex(metadata[META_HASH])
         generation = int(metadata[META_GENERATION])
@@ -125,6 +154,45 @@ def our_mark(metadata: Mapping[str, str], workspace: str) -> tuple[int, bytes] |
     if not 0 <= generation <= GENERATION_MAX:
         return None
     return generation, digest
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What an object that somebody else put says of its file; None: nothing that makes sense."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mtime_ns: int | None = None
+
+
+def wishes(metadata: Mapping[str, str]) -> Wishes:
+    """Read s3fs-style metadata of an object that is not ours."""
+    mode = _number(metadata.get("mode", ""), 0, 0o177777)
+    if mode is not None:
+        mode = stat.S_IFMT(mode) | (mode & PERMISSION_BITS)
+    return Wishes(
+        mode,
+        _number(metadata.get("uid", ""), 0, ID_MAX),
+        _number(metadata.get("gid", ""), 0, ID_MAX),
+        _time_ns(metadata.get("mtime", "")),
+    )
+
+
+def _number(text: str, low: int, high: int) -> int | None:
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        return None
+    value = int(text)
+    return value if low <= value <= high else None
+
+
+def _time_ns(text: str) -> int | None:
+    """The inverse of `time_text`; other tools write fewer digits."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    time_ns = int(match[1]) * 1_000_000_000 + int((match[2] or "").ljust(9, "0")[:9])
+    return time_ns if TIME_NS_MIN <= time_ns <= TIME_NS_MAX else None
 
 
 def is_mirrored_kind(rec: InodeRec) -> bool:

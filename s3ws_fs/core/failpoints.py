@@ -211,6 +211,11 @@ MIRROR_HINT: Final = _point(
     "mirror.hint",
     "The mirror stands; mirrored.json is that of an earlier generation, or missing.",
 )
+OUTSIDE_PLACED: Final = _point(
+    "outside.placed",
+    "What somebody else put is in the workspace, once, with the row that lets ours be put over it "
+    "after the next seal; the object is as it was.",
+)
 RECONCILE_AFTER: Final = _point(
     "reconcile.after",
     "The mirror was listed and its rows are noted; the next cycle may list it again.",
@@ -218,6 +223,16 @@ RECONCILE_AFTER: Final = _point(
 
 # --- restore and hydration (transfer/journaling.py, replica/restore.py, hydrate.py) ----------
 
+IMPORT_FILE: Final = _point(
+    "import.file",
+    "Some of what was put by hand is in the cache; the cache is not whole, nothing was pushed, the "
+    "import starts anew.",
+)
+IMPORT_AFTER: Final = _point(
+    "import.after",
+    "All of what was put by hand is in the cache; the cache is not whole, nothing was pushed, the "
+    "import starts anew.",
+)
 WORKSPACE_MADE: Final = _point(
     "workspace.made",
     "workspace.json stands, the cache does not know: the next mount takes over what it says.",

@@ -97,7 +97,7 @@ CODES: Final[dict[str, str]] = {
     "mirror-differs": "an object of the mirror shows something else than the file",
     "mirror-damaged": "an object of the mirror has other bytes than it says itself",
     "mirror-leftover": "an object of ours in the mirror at a path that is no file's",
-    "mirror-foreign": "an object in the mirror that this workspace did not put",
+    "mirror-foreign": "an object in the mirror that this workspace did not put, or not there",
     "mirror-changed": "an object of the mirror was changed since this cache put it",
     "cache-differs": "a sealed record of the cache is another one in the bucket",
     "cache-behind": "the bucket went on without this cache",

@@ -31,6 +31,13 @@ REFRESH: Final = "refresh"
 NO_HASH: Final = bytes(16)
 """Hash of a row that was learnt from a listing: what stands there has to be looked at first."""
 
+TAKEN_OVER: Final = b"\xff" * 16
+"""Hash of a row of somebody else's object that ours may be put over: its bytes are kept elsewhere,
+or were given up by the policy."""
+
+UNKNOWN_DATA: Final = (1 << 64) - 1
+"""Data generation of a row whose bytes are not, or not surely, the inode's: equal to none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

@@ -149,7 +149,9 @@ class Commands:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(life.followers.follow, emit)
-                result: Event = await life.parts.replica.sync(life.progress)
+                result: Event = await life.parts.replica.sync(
+                    life.progress, outside=args.get("outside") is True
+                )
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             # The client is told the error itself, with its exit code.

@@ -102,6 +102,8 @@ class Parts:
         )
         if isinstance(replica, Follower):
             replica.is_open, replica.note_orphans = fs.is_open, fs.note_orphans
+        else:
+            replica.attach(fs)
         room = RoomKeeper(cache, durability, reap=fs.reap, sealed=lambda: replica.sealed_generation)
         replica.set_make_room(room.make_room)
         kernel = KernelCache()

@@ -30,15 +30,15 @@ from s3ws_fs.core.limits import (
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import ROOT_INO, Attr, NeedExtents, StatFs
 from s3ws_fs.fs import acls
+from s3ws_fs.fs.arrivals import ArrivalOps
 from s3ws_fs.fs.base import need
-from s3ws_fs.fs.data import ColdError, DataOps
-from s3ws_fs.fs.names import NameOps
+from s3ws_fs.fs.data import ColdError
 
 STATFS_BLOCK_BYTES: Final = 4096
 _XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
 
 
-class FileSystem(NameOps, DataOps):
+class FileSystem(ArrivalOps):
     """One workspace's filesystem over its cache."""
 
     def make_root(self, *, uid: int, gid: int, mode: int) -> None:

@@ -15,9 +15,9 @@ Called by replicator.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +26,9 @@ import trio
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import failpoints, keys
 from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import S3wsError, TransientError
+from s3ws_fs.core.errors import CacheError, S3wsError, TransientError
 from s3ws_fs.core.ids import RandBits, new_id
+from s3ws_fs.core.outside import Found
 from s3ws_fs.core.types import SELF_OBJECT
 from s3ws_fs.replica import position
 from s3ws_fs.replica.position import Sealed
@@ -40,6 +41,8 @@ CHECKPOINT_EVERY_BYTES: Final = 256 << 20
 """A checkpoint is due after so many segments, or bytes of segments, since the last."""
 RECORD_BATCH: Final = 1000
 UNMIRRORED_LISTED_MAX: Final = 1000
+LOOKED_AT_MAX: Final = 10_000
+"""Conflicts of one pass that are looked at; the next pass finds the others again."""
 SHIP_SILENCE_S: Final = 3600.0
 """A blob may take this long on a slow line; the worker says something after each."""
 MIRROR_SILENCE_S: Final = 3600.0
@@ -86,7 +89,9 @@ class Flusher:
         self.last_sealed_s: float | None = None
         self.unmirrored: dict[int, tuple[str, str]] = {}
         self.conflicts: dict[str, str] = {}
-        self.conflict_inos = 0
+        self._conflict_inos: dict[str, list[int]] = {}
+        self.missed: list[str] = []
+        """Mirror paths at which our objects were gone, in the last pass."""
         self.checkpoint_error: str | None = None
 
     def load(self) -> None:
@@ -124,6 +129,9 @@ class Flusher:
             self.state = "idle"
 
     async def _flush(self) -> tuple[str, bool]:
+        if not self._cache.restore_complete:
+            # Never met: prepare refuses or makes it whole. The last lock on the door.
+            raise CacheError("the cache holds no whole workspace: nothing is pushed from it")
         sealed = await self._learn()
         flush_id = new_id(self._randbits)
         number = sealed.number + 1
@@ -221,16 +229,23 @@ class Flusher:
         """Let the worker give up the freeze under way (the mirror has nothing to do)."""
         await self._worker.ask("drop")
 
-    async def reconcile(self) -> None:
-        """After a restore, and after a pass that was cut off: learn what stands in the mirror."""
-        if self._cache.get_json("mirror_known"):
-            return
+    async def reconcile(self, *, scan: bool = False) -> list[Found]:
+        """After a restore, and after a pass that was cut off, learn what stands in the mirror; with
+        `scan` also when that is known. Returns what somebody else did: once it is seen to,
+        `reconciled` is to be called.
+        """
+        is_known = bool(self._cache.get_json("mirror_known"))
+        if is_known and not scan:
+            return []
         self.state = "mirroring"
+        found: list[Found] = []
 
         async def on_part(part: dict[str, Any], _: memoryview) -> None:
             if "rows" in part:
                 removed = wire.paths_from(part["removed"])
                 self._cache.record_mirrored(wire.rows_from(part["rows"]), removed, ())
+            elif "found" in part:
+                found.extend(Found.from_json(item) for item in part["found"])
             else:
                 self._cache.add_mirror_todo(part["look_at"], self._cache.generation)
 
@@ -240,11 +255,56 @@ class Flusher:
                 on_part,
                 workspace=self._cache.get_json("workspace"),
                 prefix_bytes=len(self._config.workspace.prefix),
+                sealed=self.sealed_generation,
+                is_known=is_known,
+                deadline_s=MIRROR_SILENCE_S,
             )
         finally:
             self.state = "idle"
         failpoints.hit(failpoints.RECONCILE_AFTER)
-        self._cache.put_json("mirror_known", True)
+        return found
+
+    def reconciled(self) -> None:
+        """What a listing showed is noted, and seen to."""
+        if not self._cache.get_json("mirror_known"):
+            self._cache.put_json("mirror_known", True)
+
+    async def check_writer(self) -> None:
+        """Whether the bucket is still ours to follow. Raises FencedError, StoreError."""
+        if self.fenced is not None:
+            raise self.fenced
+        self._sealed = None
+        try:
+            await self._learn()
+        except wire.FencedError as exc:
+            self.fenced = exc
+            raise
+
+    async def look_outside(self) -> list[Found]:
+        """What stands at the paths of the last pass's conflicts and is not ours."""
+        found: list[Found] = []
+
+        async def on_part(part: dict[str, Any], _: memoryview) -> None:
+            found.append(Found.from_json(part["found"]))
+
+        await self._worker.ask(
+            "look-outside",
+            on_part,
+            workspace=self._cache.get_json("workspace"),
+            paths=list(self.conflicts)[:LOOKED_AT_MAX],
+        )
+        return found
+
+    def settled(self, paths: Iterable[str]) -> None:
+        """These conflicts were seen to: the next pass may put there."""
+        for path in paths:
+            self.conflicts.pop(path, None)
+            self._conflict_inos.pop(path, None)
+
+    @property
+    def conflict_inos(self) -> int:
+        """How many files wait for somebody else's object to go away."""
+        return len(set(chain.from_iterable(self._conflict_inos.values())))
 
     async def mirror(self, flush_id: str, progress: Callable[[int], None]) -> Pass:
         """Bring files/ to what the flush froze. `progress` is told how many objects were written.
@@ -298,8 +358,9 @@ class Flusher:
         if listed != (self._cache.get_json("unmirrored") or []):
             self._cache.put_json("unmirrored", listed)
         if not result["stopped"]:
-            self.conflicts = dict(result["conflicts"])
-            self.conflict_inos = result["conflict_inos"]
+            self.conflicts = {path: why for path, why, _ in result["conflicts"]}
+            self._conflict_inos = {path: inos for path, _, inos in result["conflicts"]}
+        self.missed = result["missed"]
 
     async def stop_mirror(self) -> None:
         """End a mirror pass early: a flush is due."""

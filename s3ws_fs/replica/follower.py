@@ -360,8 +360,11 @@ class Follower:
 
     # --- asked for -------------------------------------------------------------------------
 
-    async def sync(self, progress: Progress) -> dict[str, Any]:
-        """Show now what is sealed by now. Raises UserError."""
+    async def sync(self, progress: Progress, *, outside: bool = False) -> dict[str, Any]:
+        """Show now what is sealed by now; what others do to the mirror is the writer's business.
+
+        Raises UserError.
+        """
         async with self._lock:
             try:
                 await self._catch_up(progress)

@@ -27,19 +27,26 @@ from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core import failpoints
 from s3ws_fs.core.backoff import RATE_WINDOW_S, Debounce, Retry
 from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
+from s3ws_fs.core.errors import ExitCode, S3wsError, TransientError, UserError
 from s3ws_fs.core.ids import RandBits
+from s3ws_fs.core.layout import FILES_PREFIX
 from s3ws_fs.core.types import NeedExtents, Outdated
+from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.replica import position, report, restore
 from s3ws_fs.replica.flusher import Flusher, Pass
 from s3ws_fs.replica.hydrate import Hydrator
+from s3ws_fs.replica.importing import Import
+from s3ws_fs.replica.outside import OutsideChanges
 from s3ws_fs.transfer.client import Start, WorkerClient, start_process
+from s3ws_fs.transfer.objects import LATE
 from s3ws_fs.transfer.wire import FencedError
 
 log = logging.getLogger(__name__)
 
 SYNC_CYCLES_MAX: Final = 1000
 """Cycles one sync runs at most while files keep changing under it."""
+FINAL_CYCLES_MAX: Final = 100
+"""Cycles of the final flush at most: somebody else may change objects again and again."""
 FINAL_TRIES: Final = 5
 """Failed cycles in a row after which the final flush gives up and lists what is not saved."""
 FINAL_SILENCE_S: Final = 60.0
@@ -108,9 +115,23 @@ class Replicator:
         self._paused = False
         self.final_error: str | None = None
         """Why the final flush could not save everything."""
+        self._outside: OutsideChanges | None = None
+        self._scan_due = False
+        """Whether the next cycle looks for what somebody else did, though the mirror is known."""
         self.kernel_forget: Callable[[Outdated], Awaitable[None]] = nothing_cached
         """To be awaited after a change that did not come through the kernel was committed: when it
         returns, programs see it. Set by the daemon. Never within a read's `fetch`."""
+
+    def attach(self, fs: FileSystem) -> None:
+        """Where what somebody else did to the mirror is brought into the workspace. Without it,
+        that is left alone and told, and nothing is imported."""
+
+        async def forget(outdated: Outdated) -> None:
+            await self.kernel_forget(outdated)
+
+        policy = self._config.outside_changes
+        self._outside = OutsideChanges(self._cache, self.worker, fs, policy, forget)
+        self._fs = fs
 
     @property
     def sealed_generation(self) -> int:
@@ -123,7 +144,12 @@ class Replicator:
         """Restore or verify the cache. Raises UserError; then nothing was pushed."""
         try:
             await restore.prepare(
-                self._cache, self.worker, self._config, progress, randbits=self._randbits
+                self._cache,
+                self.worker,
+                self._config,
+                progress,
+                randbits=self._randbits,
+                bring_in=self._importer,
             )
         except BaseException:
             with trio.CancelScope(shield=True):
@@ -131,6 +157,9 @@ class Replicator:
             raise
         self._hydrator.note_done_without()
         self._flusher.load()
+        if self._outside is not None:
+            self._outside.load()
+            self._scan_due = True
         self._prepared = True
         self._note_old_dirt()
 
@@ -138,8 +167,20 @@ class Replicator:
         """Go on where the daemon before was killed or replaced: nothing is asked of the store."""
         restore.take_over(self._cache, self.worker)
         self._flusher.load()
+        if self._outside is not None:
+            self._outside.load()
         self._prepared = True
         self._note_old_dirt()
+
+    async def _importer(self, progress: Progress) -> bool:
+        """Bring in what somebody put below files/ by hand; False when there is nothing."""
+        if self._outside is None:
+            return False
+        bringing = Import(self._cache, self.worker, self._fs, self._config)
+        done = await bringing.run(progress)
+        for path, why in bringing.left.items():
+            self._outside.leave(path, why)
+        return done
 
     def _note_old_dirt(self) -> None:
         """Dirt of an earlier mount is as old as it is."""
@@ -196,7 +237,11 @@ class Replicator:
     def _mirror_behind(self) -> bool:
         with self._cache.read() as view:
             behind = view.mtodo_count()
-        return behind > self._flusher.conflict_inos or not self._cache.get_json("mirror_known")
+        return (
+            behind > self._flusher.conflict_inos
+            or self._scan_due
+            or not self._cache.get_json("mirror_known")
+        )
 
     async def _wait_due(self) -> None:
         while True:
@@ -265,11 +310,51 @@ class Replicator:
         return await self._mirror(flush_id, interruptible, progress)
 
     async def _reconcile(self) -> Exception | None:
-        """Learn the mirror after a restore; when that fails, sealing goes on without a mirror."""
+        """Learn the mirror after a restore, and what somebody else did to it.
+
+        When that fails, sealing goes on without a mirror.
+        """
         try:
-            await self._flusher.reconcile()
+            found = await self._flusher.reconcile(scan=self._scan_due)
+            if self._outside is not None:
+                if self._scan_due:
+                    self._outside.left.clear()
+                if found:
+                    # A stale writer must not take the new one's doings for somebody else's.
+                    await self._flusher.check_writer()
+                    await self._outside.handle(found)
+        except FencedError:
+            raise
         except S3wsError as exc:
             return exc
+        self._scan_due = False
+        self._flusher.reconciled()
+        return None
+
+    async def _settle(self) -> Exception | None:
+        """See to the conflicts that a pass met; the next pass puts what may be put then."""
+        flusher = self._flusher
+        if self._outside is None:
+            return None
+        self._outside.missed(flusher.missed)
+        flusher.missed = []
+        if not flusher.conflicts:
+            return None
+        try:
+            found = await flusher.look_outside()
+            flusher.settled(await self._outside.handle(found))
+        except S3wsError as exc:
+            return exc
+        strangers = {item.path for item in found}
+        passing = [
+            path for path, why in flusher.conflicts.items() if path not in strangers and why != LATE
+        ]
+        if passing:
+            # Gone by now, or ours after all: tried again, but not at once.
+            flusher.settled(passing)
+            return TransientError("mirror", FILES_PREFIX + passing[0], "it changed meanwhile")
+        for path in flusher.conflicts.keys() & self._outside.left.keys():
+            flusher.conflicts[path] = self._outside.left[path]
         return None
 
     async def _mirror(
@@ -292,7 +377,9 @@ class Replicator:
                 # Carried out by hand: a nursery would wrap it in a group.
                 result = exc
             nursery.cancel_scope.cancel()
-        return result.error if isinstance(result, Pass) else result
+        if not isinstance(result, Pass):
+            return result
+        return await self._settle() or result.error
 
     async def _stop_when_due(self) -> None:
         while True:
@@ -311,15 +398,24 @@ class Replicator:
 
     # --- asked for -------------------------------------------------------------------------
 
-    async def sync(self, progress: Progress) -> dict[str, Any]:
-        """Seal and mirror now all that was changed before the call. Raises UserError."""
+    async def sync(self, progress: Progress, *, outside: bool = False) -> dict[str, Any]:
+        """Seal and mirror now all that was changed before the call. Raises UserError.
+
+        With `outside`, look before for what somebody else did to the mirror, and save that too.
+        """
         wanted = self._cache.generation
+        self._scan_due = self._scan_due or (outside and self._outside is not None)
+        is_asked = outside
         for _ in range(SYNC_CYCLES_MAX):
             async with self._cycle_lock:
                 error = await self._asked_cycle(progress)
             if error is not None:
                 raise self._as_user_error(error)
-            done = self._flusher.mirrored_generation >= wanted
+            if is_asked:
+                # What came from outside by it is part of what was asked for.
+                wanted, is_asked = self._cache.generation, False
+            is_known = bool(self._cache.get_json("mirror_known"))
+            done = self._flusher.mirrored_generation >= wanted and is_known
             if done or (self._flusher.sealed_generation >= wanted and self._flusher.conflicts):
                 break
         return {
@@ -328,6 +424,7 @@ class Replicator:
             "mirrored": self._flusher.mirrored_generation,
             "conflicts": report.conflicts(self._flusher),
             "unmirrored": report.unmirrored(self._flusher),
+            "outside": report.outside(self._outside),
         }
 
     async def _asked_cycle(self, progress: Progress) -> Exception | None:
@@ -403,7 +500,10 @@ class Replicator:
 
     def _is_clean(self) -> bool:
         with self._cache.read() as view:
-            return view.dirty_count() == 0 and view.mtodo_count() <= self._flusher.conflict_inos
+            is_done = view.dirty_count() == 0
+            behind = view.mtodo_count()
+        is_known = bool(self._cache.get_json("mirror_known"))
+        return is_done and is_known and behind <= self._flusher.conflict_inos
 
     async def fetch(self, need: NeedExtents) -> None:
         """Bring cold extents into the cache. Raises FsError EIO."""
@@ -436,6 +536,7 @@ class Replicator:
             "dirty": report.dirty(self._cache),
             "flush": self._flush_status(now_s),
             "mirror": report.mirror(self._cache, flusher),
+            "outside": report.outside(self._outside),
             "health": self._health(now_s),
             "hydration": report.hydration(self._hydrator),
             "requests": self.worker.requests,

@@ -15,6 +15,7 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import keys
 from s3ws_fs.replica.flusher import Flusher
 from s3ws_fs.replica.hydrate import Hydrator
+from s3ws_fs.replica.outside import OutsideChanges
 
 DIRTY_COUNTED_MAX: Final = 20_000
 """Dirty records that status looks at to count files and bytes; beyond it the counts are floors."""
@@ -61,6 +62,19 @@ def conflicts(flusher: Flusher) -> list[dict[str, str]]:
     """Mirror paths at which somebody else's object stands."""
     listed = list(flusher.conflicts.items())[:CONFLICTS_LISTED_MAX]
     return [{"path": path, "reason": why} for path, why in listed]
+
+
+def outside(changes: OutsideChanges | None) -> dict[str, Any]:
+    """What somebody else did to the mirror, and what came of it; the newest last."""
+    if changes is None:
+        return {"policy": "", "count": 0, "events": [], "left": []}
+    listed = list(changes.left.items())[:CONFLICTS_LISTED_MAX]
+    return {
+        "policy": changes.policy,
+        "count": changes.count,
+        "events": changes.events,
+        "left": [{"path": path, "reason": why} for path, why in listed],
+    }
 
 
 def conflict_lines(flusher: Flusher) -> list[str]:

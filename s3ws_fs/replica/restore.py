@@ -4,7 +4,9 @@ Invariants
 1. `restore_complete` is set last, in a sync point of its own: until then nothing may be flushed,
    and a restore that was cut off starts anew.
 2. Records come from the worker verified; they are put as they are, in bulk.
-3. After a restore all data is cold, all mirror rows are unknown, and whatever the mirror may lack
+3. A workspace without a journal is new: what stands below files/ was put by hand, and is imported
+   before anything is put (importing.py).
+4. After a restore all data is cold, all mirror rows are unknown, and whatever the mirror may lack
    is on its to-do.
 
 Called by replicator; `readable` by follower too.
@@ -12,7 +14,7 @@ Called by replicator; `readable` by follower too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +43,7 @@ _CONDITIONAL: Final = "conditional"
 """In the cache: which conditions the store keeps, as last probed."""
 
 Progress = Callable[[dict[str, Any]], None]
+Importer = Callable[[Progress], Awaitable[bool]]
 
 _SELF: Final = keys.pack_u64(SELF_OBJECT)
 _NO_LINKS: Final = bytes(4)
@@ -53,10 +56,14 @@ async def prepare(
     progress: Progress,
     *,
     randbits: RandBits,
+    bring_in: Importer,
 ) -> None:
-    """Make the cache whole, or verify it. Raises UserError (exit 6, 8, 9)."""
+    """Make the cache whole, or verify it. Raises UserError (exit 3, 6, 8, 9).
+
+    `bring_in` is called where there is no journal, to import what somebody put by hand.
+    """
     try:
-        await _prepare(cache, worker, config, progress, randbits)
+        await _prepare(cache, worker, config, progress, randbits, bring_in)
         cache.put_json(_CONDITIONAL, worker.hello["conditional"])
     except (StoreError, FormatError) as exc:
         raise readable(exc, config) from exc
@@ -108,6 +115,7 @@ async def _prepare(
     config: MountConfig,
     progress: Progress,
     randbits: RandBits,
+    bring_in: Importer,
 ) -> None:
     progress({"phase": "checking the store"})
     found = await worker.ask("probe", allow_unconditional=config.store.allow_unconditional)
@@ -132,7 +140,7 @@ async def _prepare(
                 "directory away (keep it: the changes are only there), and mount again.",
                 exit_code=ExitCode.FENCED,
             )
-    await _rebuild(cache, worker, state, progress, randbits)
+    await _rebuild(cache, worker, state, progress, randbits, bring_in)
 
 
 async def _rebuild(
@@ -141,6 +149,7 @@ async def _rebuild(
     state: dict[str, Any],
     progress: Progress,
     randbits: RandBits,
+    bring_in: Importer,
 ) -> None:
     cache.clear_all()
     failpoints.hit(failpoints.RESTORE_CLEARED)
@@ -149,9 +158,11 @@ async def _rebuild(
         state = await _load(cache, worker, progress)
         uuid_text = state["workspace"]
     else:
+        cache.set_head(Head(generation=0, next_ino=ROOT_INO + 1, used_bytes=0, inodes=0))
+        await bring_in(progress)
+        # The first object that is put: all of an import is in the cache.
         made = await worker.ask("make-workspace", uuid=new_id(randbits), created_ns=cache.now_ns())
         uuid_text = made["workspace"]
-        cache.set_head(Head(generation=0, next_ino=ROOT_INO + 1, used_bytes=0, inodes=0))
     header = state["header"]
     generation = 0 if header is None else header["generation"]
     cache.put_json("workspace", uuid_text)

@@ -87,8 +87,16 @@ class Settings(BaseModel):
     follow_interval_s: float = Field(
         default=2.0, ge=limits.FOLLOW_INTERVAL_S_MIN, le=limits.INTERVAL_S_MAX
     )
+    outside_changes: Literal["keep-both", "bucket-wins", "workspace-wins"] = "keep-both"
 
-    @field_validator("storage_type", "addressing_style", "log_level", "log_format", mode="before")
+    @field_validator(
+        "storage_type",
+        "addressing_style",
+        "log_level",
+        "log_format",
+        "outside_changes",
+        mode="before",
+    )
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.strip().lower() if isinstance(value, str) else value
@@ -184,6 +192,7 @@ class Settings(BaseModel):
             adaptive_wait_us=self.adaptive_wait_us,
             read_only=self.read_only,
             follow_interval_s=self.follow_interval_s,
+            outside_changes=self.outside_changes,
         )
 
     def _check_together(self, sources: Mapping[str, str]) -> None:

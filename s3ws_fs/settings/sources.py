@@ -106,6 +106,11 @@ OPTIONS: Final[dict[str, Option]] = {
         ("WORKSPACE_FOLLOW_INTERVAL",),
         "Seconds between two looks of a read-only mount for new seals; more while there are none.",
     ),
+    "outside_changes": Option(
+        ("WORKSPACE_OUTSIDE_CHANGES",),
+        "What becomes of objects below files/ that others change: keep-both (theirs becomes a copy "
+        "beside ours), bucket-wins or workspace-wins.",
+    ),
 }
 
 

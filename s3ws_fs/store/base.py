@@ -243,8 +243,10 @@ class ObjectStore(abc.ABC):
         if_none_match: bool = False,
         if_match: str | None = None,
     ) -> str:
-        """Copy inside the store; returns the new ETag. `src` and `dst` must differ.
+        """Copy inside the store; returns the new ETag.
 
+        An object may be copied onto itself to replace its metadata (only then); on S3 its ETag
+        stays, and nobody who reads it meanwhile sees anything but the one or the other.
         `content_type` and `metadata`: both None keeps the source's; else both are replaced, what is
         None by the default and by nothing. Conditions on `dst` as in `put`. Raises NotFoundError
         when there is no `src`, ConflictError when a condition does not hold.
@@ -271,6 +273,13 @@ class ObjectStore(abc.ABC):
         key, exclusive) is exact only where no slash follows the prefix. Directory markers (keys
         that end in a slash) are left out. Objects that come or go meanwhile may or may not appear.
         """
+
+    def markers(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Directory markers whose key starts with `prefix`: empty objects whose key, as given here
+        too, ends in a slash, as other tools put them for (empty) directories. A request each.
+        """
+        _ = prefix
+        return iter(())
 
     @abc.abstractmethod
     def check(self, prefix: str = "") -> None:
@@ -344,6 +353,14 @@ def check_conditions(op: str, key: str, *, if_none_match: bool, if_match: str | 
         raise PermanentError(op, key, "must-create and if_match exclude each other")
     if if_match is not None and (not if_match or not if_match.isascii() or '"' in if_match):
         raise PermanentError(op, key, "not an ETag")
+
+
+def check_self_copy(
+    src: str, dst: str, content_type: str | None, metadata: Mapping[str, str] | None
+) -> None:
+    """Raise PermanentError for a copy of an object onto itself that changes nothing."""
+    if src == dst and content_type is None and metadata is None:
+        raise PermanentError("copy", dst, "source and destination are the same")
 
 
 def check_range(key: str, offset: int, length: int | None) -> None:

@@ -55,6 +55,7 @@ from s3ws_fs.store.base import (
     check_conditions,
     check_key,
     check_range,
+    check_self_copy,
 )
 from s3ws_fs.store.body import Body, FileSlice, Source
 
@@ -169,8 +170,7 @@ class LocalStore(ObjectStore):
         check_attributes("copy", dst, content_type, metadata)
         check_conditions("copy", src, if_none_match=False, if_match=src_if_match)
         check_conditions("copy", dst, if_none_match=if_none_match, if_match=if_match)
-        if src == dst:
-            raise PermanentError("copy", dst, "source and destination are the same")
+        check_self_copy(src, dst, content_type, metadata)
 
         def fill(fd: int) -> _Attributes:
             with self._source(src, src_if_match) as (src_fd, info):
@@ -212,6 +212,15 @@ class LocalStore(ObjectStore):
             for key, info in tree.walk(self._root, prefix, TEMP_DIR):
                 if key.encode() > after:
                     yield ListEntry(key, info.st_size, _etag(info), info.st_mtime_ns)
+        except OSError as exc:
+            raise tree.map_os_error("list", prefix, exc) from exc
+
+    def markers(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See ObjectStore.markers: here these are the directories without a file below."""
+        self.counters.add("list", "200")
+        try:
+            for key, info in tree.hollow(self._root, prefix, TEMP_DIR):
+                yield ObjectInfo(key, 0, "directory", info.st_mtime_ns, DEFAULT_CONTENT_TYPE, {})
         except OSError as exc:
             raise tree.map_os_error("list", prefix, exc) from exc
 

@@ -143,6 +143,29 @@ def walk(root_fd: int, prefix: str, hidden: str) -> Iterator[tuple[str, os.stat_
     yield from _walk(start, base, prefix, hidden if not base else None)
 
 
+def hollow(root_fd: int, prefix: str, hidden: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Key (with a slash) and stat of the empty directories below `prefix`, which ends in one."""
+    pending = [prefix]
+    while pending:
+        base = pending.pop()
+        try:
+            with parent_of(root_fd, base + "x") as (fd, _):
+                with os.scandir(fd) as entries:
+                    found = [
+                        (entry.name, entry.is_dir(follow_symlinks=False))
+                        for entry in entries
+                        if base or entry.name != hidden
+                    ]
+                info = os.fstat(fd)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                continue
+            raise
+        if not found and base != prefix:
+            yield base, info
+        pending += [f"{base}{name}/" for name, is_dir in found if is_dir and _is_utf8(name)]
+
+
 def _walk(
     fd: int, base: str, prefix: str, hidden: str | None
 ) -> Iterator[tuple[str, os.stat_result]]:

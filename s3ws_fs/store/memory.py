@@ -35,6 +35,7 @@ from s3ws_fs.store.base import (
     check_conditions,
     check_key,
     check_range,
+    check_self_copy,
 )
 from s3ws_fs.store.body import Body, Source
 
@@ -153,8 +154,7 @@ class MemoryStore(ObjectStore):
         check_attributes("copy", dst, content_type, metadata)
         check_conditions("copy", src, if_none_match=False, if_match=src_if_match)
         check_conditions("copy", dst, if_none_match=if_none_match, if_match=if_match)
-        if src == dst:
-            raise PermanentError("copy", dst, "source and destination are the same")
+        check_self_copy(src, dst, content_type, metadata)
 
         def apply() -> str:
             found = self._find("copy", src, src_if_match)

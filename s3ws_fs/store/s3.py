@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, Final
@@ -49,6 +50,7 @@ from s3ws_fs.store.base import (
     check_conditions,
     check_key,
     check_range,
+    check_self_copy,
 )
 from s3ws_fs.store.body import Body, Source
 from s3ws_fs.store.s3_client import RetryPolicy, Wire
@@ -115,10 +117,11 @@ class S3Store(ObjectStore):
             raise
         return _fetched(answer, offset, length)
 
-    def head(self, key: str) -> ObjectInfo:
-        """See ObjectStore.head."""
+    def head(self, key: str, *, marker: bool = False) -> ObjectInfo:
+        """See ObjectStore.head. `marker`: of the directory marker of that name."""
         check_key("head", key)
-        request = partial(self._wire.client.head_object, Bucket=self._bucket, Key=key)
+        whole = key + "/" if marker else key
+        request = partial(self._wire.client.head_object, Bucket=self._bucket, Key=whole)
         answer = self._wire.send("head", key, request, needs=_OF_HEAD)
         return ObjectInfo(
             key,
@@ -185,8 +188,7 @@ class S3Store(ObjectStore):
         """See ObjectStore.copy. Above `copy_bytes_max` part by part (then with a HEAD before)."""
         check_key("copy", src)
         check_key("copy", dst)
-        if src == dst:
-            raise PermanentError("copy", dst, "source and destination are the same")
+        check_self_copy(src, dst, content_type, metadata)
         check_attributes("copy", dst, content_type, metadata)
         check_conditions("copy", src, if_none_match=False, if_match=src_if_match)
         keep = content_type is None and metadata is None
@@ -254,16 +256,28 @@ class S3Store(ObjectStore):
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListEntry]:
         """See ObjectStore.list. botocore asks for url encoding and decodes, so keys round-trip."""
+        for item in self._list_items(prefix, start_after):
+            key = item["Key"]
+            if not key.endswith("/") and key > start_after:
+                modified_ns = int(item["LastModified"].timestamp() * 1e9)
+                yield ListEntry(key, int(item["Size"]), _etag(item), modified_ns)
+
+    def markers(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See ObjectStore.markers."""
+        for item in self._list_items(prefix, ""):
+            key = item["Key"]
+            if key.endswith("/") and len(key) > len(prefix):
+                with contextlib.suppress(NotFoundError, PermanentError):
+                    # What check_key refuses is no directory of ours.
+                    yield replace(self.head(key.removesuffix("/"), marker=True), key=key)
+
+    def _list_items(self, prefix: str, start_after: str) -> Iterator[dict[str, Any]]:
         arguments: dict[str, Any] = {"Bucket": self._bucket, "Prefix": prefix}
         if start_after:
             arguments["StartAfter"] = start_after
         while True:
             page = self._list_page(arguments)
-            for item in page.get("Contents", []):
-                key = item["Key"]
-                if not key.endswith("/") and key > start_after:
-                    modified_ns = int(item["LastModified"].timestamp() * 1e9)
-                    yield ListEntry(key, int(item["Size"]), _etag(item), modified_ns)
+            yield from page.get("Contents", [])
             if not page.get("IsTruncated"):
                 return
             token = page.get("NextContinuationToken")

@@ -138,6 +138,13 @@ class ScopedStore:
         for entry in self._inner.list(self.prefix + prefix, after):
             yield replace(entry, key=self._relative(entry.key))
 
+    def markers(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See ObjectStore.markers. `prefix` and the keys of the answers are relative."""
+        if prefix:
+            check_key("list", self.prefix + prefix.removesuffix("/"))
+        for info in self._inner.markers(self.prefix + prefix):
+            yield replace(info, key=self._relative(info.key))
+
     def check(self) -> None:
         """See ObjectStore.check."""
         self._inner.check(self.prefix)

@@ -1,7 +1,7 @@
 """Bytes for the audit: each object read once from end to end, against every digest known of it.
 
 Invariants
-1. Memory is bounded: pieces of PIECE_BYTES, and SUBMIT_WINDOW objects under way at most.
+1. Memory is bounded: pieces of PIECE_BYTES, and as many objects under way as `windowed` allows.
 2. A place is judged by its own digest, so that damage names exactly the files it touches.
 
 Called by audit, audit_journal, audit_mirror.
@@ -10,10 +10,9 @@ Called by audit, audit_journal, audit_mirror.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import xxhash
 
@@ -23,25 +22,6 @@ from s3ws_fs.core.types import Location
 from s3ws_fs.store.scoped import ScopedStore
 
 PIECE_BYTES: Final = 4 << 20
-SUBMIT_WINDOW: Final = 32
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
-
-
-def windowed(pool: Executor, work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """Run `work` on all items in the pool, SUBMIT_WINDOW at a time, yielding in order."""
-    waiting: deque[Future[_R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= SUBMIT_WINDOW:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from s3ws_fs.core.records import Head, decode_location
 from s3ws_fs.core.types import SELF_OBJECT, Location
 from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import ScopedStore
-from s3ws_fs.transfer.audit_bytes import windowed
+from s3ws_fs.transfer.windowed import windowed
 
 _SELF: Final = keys.pack_u64(SELF_OBJECT)
 _HANGING: Final = ("chunks", "xattrs", "links")

@@ -7,7 +7,8 @@ Invariants
 1. What may legitimately be behind (changed since the mirror was last complete, below a directory
    that was, or put by a flush later than the one looked at) is pending, never damage; save for
    bytes that are not what the object itself says.
-2. An object without our mark is somebody else's: told, never judged.
+2. An object without our mark for its path, or with other bytes where no file is, is somebody
+   else's: told, never judged.
 3. Memory is bounded by a piece for each object under way, and the listing.
 
 Called by audit.
@@ -35,7 +36,9 @@ from s3ws_fs.core.records import CHUNK_RECORD_BYTES, InodeRec, MirrorRow, decode
 from s3ws_fs.core.types import Location
 from s3ws_fs.store.base import ListEntry, ObjectInfo
 from s3ws_fs.store.scoped import ScopedStore
-from s3ws_fs.transfer.audit_bytes import pieces, windowed
+from s3ws_fs.transfer import whose
+from s3ws_fs.transfer.audit_bytes import pieces
+from s3ws_fs.transfer.windowed import windowed
 
 _EMPTY: Final = bytes(EXTENT_BYTES)
 
@@ -147,12 +150,12 @@ class MirrorAudit:
 
     def _compare(self, wanted: Wanted, info: ObjectInfo) -> Verdict:
         rec = wanted.rec
-        mark = content.our_mark(info.metadata, self.workspace)
+        mark = content.our_mark(info.metadata, self.workspace, wanted.text)
+        row = self.rows.get(wanted.text.encode())
         if mark is None:
-            return Verdict(wanted, "mirror-foreign", "an object that is not ours stands there")
+            return self._not_ours(wanted, info, row)
         generation, digest = mark
         actual, shows_file = self._body(info, rec)
-        row = self.rows.get(wanted.text.encode())
         is_other = row is not None and row.hash != NO_HASH and row.etag != info.etag
         # Newer than the row: put by a pass of ours that the row does not know yet.
         if row is not None and is_other and generation <= row.generation:
@@ -161,7 +164,7 @@ class MirrorAudit:
         if actual != digest:
             return Verdict(wanted, "mirror-damaged", "its bytes are not those of its own hash")
         said = content.object_metadata(
-            rec, digest=digest, generation=generation, workspace=self.workspace
+            rec, digest=digest, generation=generation, workspace=self.workspace, path=wanted.text
         )
         if not shows_file:
             return Verdict(wanted, "mirror-differs", "it has other bytes", generation)
@@ -170,6 +173,15 @@ class MirrorAudit:
             why = f"it has another {', '.join(names) or 'set of metadata'}"
             return Verdict(wanted, "mirror-differs", why, generation)
         return Verdict(wanted, SAME)
+
+    def _not_ours(self, wanted: Wanted, info: ObjectInfo, row: MirrorRow | None) -> Verdict:
+        if wanted.is_behind and row is not None and row.etag == info.etag:
+            why = "somebody else's, which is in the workspace by now: ours is to be put over it"
+            return Verdict(wanted, "mirror-differs", why)
+        if wanted.is_behind and self._body(info, wanted.rec)[1]:
+            why = "it has the file's bytes, and not our mark yet"
+            return Verdict(wanted, "mirror-differs", why)
+        return Verdict(wanted, "mirror-foreign", "an object that is not ours stands there")
 
     def _body(self, info: ObjectInfo, rec: InodeRec) -> tuple[bytes, bool]:
         """Digest of the object's bytes, and whether they are the file's."""
@@ -211,7 +223,11 @@ class MirrorAudit:
             info = self.store.head(entry.key)
         except NotFoundError:
             return None
-        mark = content.our_mark(info.metadata, self.workspace)
+        text = entry.key[len(FILES_PREFIX) :]
+        if self.quick:
+            mark = content.our_mark(info.metadata, self.workspace, text)
+        else:
+            mark = whose.our_mark(self.store, info, self.workspace, text)
         if mark is None:
             why = "this workspace did not put it; nothing here touches it"
             return make(Severity.FOREIGN, "mirror-foreign", entry.key, why)
@@ -231,7 +247,8 @@ def own_hashes(
     def look(entry: ListEntry) -> Finding | None:
         try:
             info = store.head(entry.key)
-            mark = content.our_mark(info.metadata, workspace)
+            text = entry.key[len(FILES_PREFIX) :]
+            mark = content.our_mark(info.metadata, workspace, text)
             state = xxhash.xxh3_128()
             for data in pieces(store, entry.key, info.size_bytes, info.etag):
                 state.update(data)

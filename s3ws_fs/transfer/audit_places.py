@@ -32,7 +32,8 @@ from s3ws_fs.core.types import BLOB_BIT, Location
 from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import audit_bytes
-from s3ws_fs.transfer.audit_bytes import Stream, Streamed, windowed
+from s3ws_fs.transfer.audit_bytes import Stream, Streamed
+from s3ws_fs.transfer.windowed import windowed
 
 JOURNAL_PREFIXES = (layout.SEG_PREFIX, layout.CKPT_PREFIX, layout.BLOB_PREFIX)
 

@@ -57,15 +57,20 @@ class Batch:
 
 @dataclass(slots=True)
 class Outcome:
-    """How the pass ended. `conflicts` are {mirror path: reason}."""
+    """How the pass ended. `conflicts` are {mirror path: reason}.
+
+    `missed` are paths at which our object was gone, and was put anew.
+    """
 
     conflicts: dict[str, str] = field(default_factory=dict)
+    conflict_inos: dict[str, set[int]] = field(default_factory=dict)
+    missed: list[str] = field(default_factory=list)
     failed_inos: set[int] = field(default_factory=set)
-    conflict_inos: set[int] = field(default_factory=set)
+    stale_inos: set[int] = field(default_factory=set)
     error: Exception | None = None
     transient: int = 0
     is_uncertain: bool = False
-    """Objects of ours may stand that no row knows: a listing has to tell."""
+    """Objects may stand that no row knows, ours or not: a listing has to tell."""
     stopped: bool = False
     written: int = 0
 
@@ -109,6 +114,7 @@ class MirrorPass:
         else:
             self.outcome.stopped = True
         self._flush(0)
+        self.outcome.missed = self._objects.missed
         return self.outcome
 
     def done(self) -> Iterator[tuple[int, int]]:
@@ -153,7 +159,13 @@ class MirrorPass:
         outcome.failed_inos |= inos
         if isinstance(exc, ForeignObjectError):
             outcome.conflicts[path] = str(exc)
-            outcome.conflict_inos |= inos
+            outcome.conflict_inos[path] = inos
+            return
+        if isinstance(exc, StaleSourceError):
+            # The next pass puts its bytes, when the listing has said what stands there.
+            outcome.stale_inos |= inos
+            outcome.is_uncertain = True
+            self._batch.removed.append(exc.path)
             return
         outcome.error = outcome.error or exc
         if isinstance(exc, TransientError):
@@ -167,9 +179,6 @@ class MirrorPass:
                 row = done()
             except Exception as exc:
                 self._fail(op.target.ino, op.target.path, exc, standing=op.row)
-                if isinstance(exc, StaleSourceError):
-                    self.outcome.is_uncertain = True
-                    self._batch.removed.append(exc.path)
             else:
                 self.outcome.written += 1
                 self._batch.rows.append(row)
@@ -180,6 +189,9 @@ class MirrorPass:
         for row, done in _windowed(self._pool, self._objects.to_delete, rows, lambda: False):
             try:
                 found = done()
+            except ForeignObjectError:
+                self._was_replaced(row)
+                continue
             except (S3wsError, OSError) as exc:
                 self._fail(row.ino, row.path.decode(), exc)
                 continue
@@ -203,15 +215,17 @@ class MirrorPass:
         for failure in failures:
             row = by_key.pop(failure.key)
             if isinstance(failure.error, ConflictError):
-                # Somebody else's object now: it stays, and is ours no more.
-                self.outcome.conflicts[row.path.decode()] = "it was replaced from outside"
-                self.outcome.is_uncertain = True
-                self._batch.removed.append(row.path)
+                self._was_replaced(row)
             else:
                 self._fail(row.ino, row.path.decode(), failure.error)
         for row in by_key.values():
             self._batch.removed.append(row.path)
             self._flush(RESULTS_BATCH)
+
+    def _was_replaced(self, row: MirrorRow) -> None:
+        """Somebody else's object now: it stays, is ours no more, and the next listing tells."""
+        self.outcome.is_uncertain = True
+        self._batch.removed.append(row.path)
 
 
 def _windowed(

@@ -2,10 +2,13 @@
 
 Invariants
 1. An object is written only on condition that there stands what we last put (ETag), or nothing.
-2. When that fails, the object is looked at: with our mark it is ours (a lost answer, or a row lost
-   in a crash) and is taken over; without it, it is somebody else's, stays, and is reported.
+2. When that fails, the object is looked at (whose.py): ours (a lost answer, a row lost in a crash,
+   a late put of a writer before us) is taken over; somebody else's stays, and is reported. One of
+   ours of a later flush than this one says that we have been taken over from: it stays too.
 3. What was learnt from a listing only (hash NO_HASH) is looked at before it is overwritten, copied
-   from, or deleted.
+   from, or deleted: its bytes are read once.
+4. A row TAKEN_OVER is somebody else's object whose bytes were sealed before this pass, or given up
+   by the policy: it is overwritten on condition of its ETag like any other.
 
 Called by mirror, from several threads.
 """
@@ -22,15 +25,16 @@ from typing import BinaryIO, Final
 import xxhash
 
 from s3ws_fs.core import content, failpoints, mirrorplan
-from s3ws_fs.core.errors import ConflictError, NotFoundError, S3wsError
+from s3ws_fs.core.errors import ConflictError, NotFoundError, PermanentError, S3wsError
 from s3ws_fs.core.extents import spans
 from s3ws_fs.core.layout import FILES_PREFIX, blob_key
 from s3ws_fs.core.limits import EXTENT_BYTES
-from s3ws_fs.core.mirrorplan import NO_HASH, Op
+from s3ws_fs.core.mirrorplan import NO_HASH, TAKEN_OVER, Op
 from s3ws_fs.core.records import InodeRec, MirrorRow
 from s3ws_fs.store.base import ObjectInfo
 from s3ws_fs.store.body import Body, FileSlice, Pieces
 from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer import whose
 from s3ws_fs.transfer.ahead import SPOOL_SHARE, spool_room_bytes
 from s3ws_fs.transfer.fetch import ExtentSource, pieces
 from s3ws_fs.transfer.freeze import Frozen
@@ -39,6 +43,11 @@ from s3ws_fs.transfer.todo import TodoFile
 
 MEMORY_BODY_BYTES_MAX: Final = 4 << 20
 """Larger bodies are put together in a spool file."""
+
+FOREIGN: Final = "an object that this workspace did not put stands there"
+CHANGED: Final = "it was changed from outside"
+LATE: Final = "a later flush of this workspace put it: another writer goes on"
+_UNREAD: Final = (NO_HASH, TAKEN_OVER)
 
 
 class ForeignObjectError(S3wsError):
@@ -72,6 +81,8 @@ class MirrorObjects:
         self._workspace = workspace
         self._directory = directory
         self._serial = itertools.count()
+        self.missed: list[str] = []
+        """Mirror paths at which our object was gone when it was to be replaced: it was put anew."""
 
     def write(self, op: Op) -> MirrorRow:
         """Carry out one operation; returns the row that stands then.
@@ -92,6 +103,10 @@ class MirrorObjects:
                 return known
         if op.kind == mirrorplan.COPY:
             return self._copy_mirror(op, file.rec)
+        if op.kind == mirrorplan.REFRESH and op.row is not None and op.row.hash not in _UNREAD:
+            fresh = self._refresh(op, file.rec, op.row)
+            if fresh is not None:
+                return fresh
         if op.kind == mirrorplan.COPY_BLOB:
             blob = self._frozen.blobs[op.blob_id]
             return self._copy(op, file.rec, blob_key(op.blob_id), None, blob.hash)
@@ -103,16 +118,18 @@ class MirrorObjects:
             info = self._store.head(FILES_PREFIX + op.target.path)
         except NotFoundError:
             return None
-        mark = content.our_mark(info.metadata, self._workspace)
         target = op.target
+        mark = content.our_mark(info.metadata, self._workspace, target.path)
         if mark is None or mark[0] < target.generation or not target.generation:
             return None
         # It may have been another file's: directories above may have been renamed since.
         generation, digest = mark
         said = content.object_metadata(
-            rec, digest=digest, generation=generation, workspace=self._workspace
+            rec, digest=digest, generation=generation, workspace=self._workspace, path=target.path
         )
         if info.size_bytes != rec.size or dict(info.metadata) != said:
+            return None
+        if whose.digest(self._store, info) != digest:
             return None
         return self._row(op, info.etag, mark[1], generation=mark[0])
 
@@ -122,10 +139,36 @@ class MirrorObjects:
         path = target.path.encode()
         return MirrorRow(path, target.ino, generation, target.data_gen, etag, digest)
 
-    def _metadata(self, rec: InodeRec, digest: bytes) -> dict[str, str]:
+    def _metadata(self, op: Op, rec: InodeRec, digest: bytes) -> dict[str, str]:
         return content.object_metadata(
-            rec, digest=digest, generation=self._todo.generation, workspace=self._workspace
+            rec,
+            digest=digest,
+            generation=self._todo.generation,
+            workspace=self._workspace,
+            path=op.target.path,
         )
+
+    def _refresh(self, op: Op, rec: InodeRec, row: MirrorRow) -> MirrorRow | None:
+        """New metadata for the bytes that stand there; None when that can't be."""
+        key = FILES_PREFIX + op.target.path
+        try:
+            etag = self._store.copy(
+                key,
+                key,
+                src_if_match=row.etag,
+                content_type=self._type(op, rec),
+                metadata=self._metadata(op, rec, row.hash),
+                if_match=row.etag,
+            )
+        except (ConflictError, NotFoundError, PermanentError):
+            # Changed, or a server that does not do this: the bytes are put, on their condition.
+            return None
+        return self._row(op, etag, row.hash)
+
+    @staticmethod
+    def _type(op: Op, rec: InodeRec) -> str:
+        is_file = stat.S_ISREG(rec.mode)
+        return content.content_type(op.target.path) if is_file else content.DEFAULT_TYPE
 
     def _copy_mirror(self, op: Op, rec: InodeRec) -> MirrorRow:
         source = op.source
@@ -136,7 +179,7 @@ class MirrorObjects:
                 info = self._store.head(FILES_PREFIX + path)
             except NotFoundError:
                 raise StaleSourceError(source.path) from None
-            mark = content.our_mark(info.metadata, self._workspace)
+            mark = whose.our_mark(self._store, info, self._workspace, path)
             if mark is None:
                 raise StaleSourceError(source.path)
             source = replace(source, etag=info.etag, hash=mark[1])
@@ -156,8 +199,8 @@ class MirrorObjects:
     def _copy(
         self, op: Op, rec: InodeRec, src: str, src_etag: str | None, digest: bytes
     ) -> MirrorRow:
-        metadata = self._metadata(rec, digest)
-        kind = content.content_type(op.target.path)
+        metadata = self._metadata(op, rec, digest)
+        kind = self._type(op, rec)
 
         def write(if_none_match: bool, if_match: str | None) -> str:
             return self._store.copy(
@@ -202,10 +245,8 @@ class MirrorObjects:
         spooled.flush()
 
     def _put_body(self, op: Op, rec: InodeRec, body: Body, digest: bytes) -> MirrorRow:
-        metadata = self._metadata(rec, digest)
-        kind = (
-            content.content_type(op.target.path) if stat.S_ISREG(rec.mode) else content.DEFAULT_TYPE
-        )
+        metadata = self._metadata(op, rec, digest)
+        kind = self._type(op, rec)
 
         def write(if_none_match: bool, if_match: str | None) -> str:
             return self._store.put(
@@ -229,22 +270,20 @@ class MirrorObjects:
                 pass
         info = self._look(op.target.path)
         if info is None:
+            if expected is not None:
+                self.missed.append(op.target.path)
             return self._write_where_nothing_is(op.target.path, write)
-        mark = content.our_mark(info.metadata, self._workspace)
+        mark = whose.our_mark(self._store, info, self._workspace, op.target.path)
         if mark is None:
-            raise ForeignObjectError("an object that this workspace did not put stands there")
+            raise ForeignObjectError(FOREIGN if expected is None else CHANGED)
         if mark == (self._todo.generation, digest):
             return info.etag
-        if expected is not None and op.row is not None and mark[0] <= op.row.generation:
-            # Editors in place, and s3fs, keep the metadata; what we put since would say more.
-            raise ForeignObjectError("it was changed from outside")
+        if mark[0] > self._todo.generation:
+            raise ForeignObjectError(LATE)
         return self._write_again(write, info.etag)
 
     def _look(self, path: str) -> ObjectInfo | None:
-        try:
-            return self._store.head(FILES_PREFIX + path)
-        except NotFoundError:
-            return None
+        return whose.head(self._store, path)
 
     def _write_where_nothing_is(self, path: str, write: Callable[[bool, str | None], str]) -> str:
         try:
@@ -263,12 +302,18 @@ class MirrorObjects:
             raise ForeignObjectError("somebody else is writing there") from exc
 
     def to_delete(self, row: MirrorRow) -> MirrorRow | None:
-        """The row to delete, looked at when only a listing vouches for it; None: leave it alone."""
+        """The row to delete, looked at when only a listing vouches for it; None: it is gone.
+
+        Raises ForeignObjectError, StoreError.
+        """
         if row.hash != NO_HASH:
             return row
-        info = self._look(row.path.decode())
-        if info is None or content.our_mark(info.metadata, self._workspace) is None:
+        text = row.path.decode()
+        info = self._look(text)
+        if info is None:
             return None
+        if whose.our_mark(self._store, info, self._workspace, text) is None:
+            raise ForeignObjectError(CHANGED)
         return replace(row, etag=info.etag)
 
 

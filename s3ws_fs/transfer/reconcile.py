@@ -1,4 +1,4 @@
-"""Learn from a listing what stands in the mirror, and take away our leftovers.
+"""Learn from a listing what stands in the mirror: ours without a row, and what somebody else did.
 
 The mirror's rows live in the cache; a cache made anew from the journal has none, and what a pass
 did that was cut off (a killed worker or daemon, a lost answer, a power cut) is in no row either: an
@@ -6,124 +6,260 @@ object without a row would stay for ever when its file is renamed or removed nex
 request a thousand objects) gives paths and ETags. Rows learnt so are unverified (NO_HASH): an
 object is looked at before it is touched for the first time (objects.py).
 
+While the rows are known to be complete (`is_known`), what differs from them was done by somebody
+else. While they are not, an object that is no younger than the note of the last complete mirror,
+and has its file's size, is believed to be ours until it is touched; the others are read.
+
 Invariants
-1. Nothing is deleted but objects that carry this workspace's mark at paths where no file is.
+1. Nothing is deleted but objects of ours (whose.py) at paths where no file is, and only those of
+   flushes that this cache knows: a writer that took over has later ones.
 2. Each read transaction covers one page and no request.
 3. An object at a path to which another file may have come, by a change of the inode or of a
    directory above it, is of unknown content.
-4. A row whose object is gone goes too, and its inode is looked at. A row whose object changed
-   stays, unless the object says that we put it later: what was edited from outside is told as ever.
+4. A row whose object is gone goes too, and its inode is looked at, unless the row was known to be
+   complete: then it is told as deleted by somebody else, and the row is left to whom it is told.
+5. Somebody else's object is told and left alone; at most FOUND_MAX in one scan.
 
 Called by worker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
 from s3ws_fs.cache.view import View
 from s3ws_fs.core import content, keys
 from s3ws_fs.core.errors import NotFoundError
-from s3ws_fs.core.layout import FILES_PREFIX, mirror_path, unescape_path
-from s3ws_fs.core.mirrorplan import NO_HASH
-from s3ws_fs.core.records import MirrorRow, decode_inode, decode_mirror
+from s3ws_fs.core.layout import FILES_PREFIX, MIRRORED_KEY, mirror_path
+from s3ws_fs.core.mirrorplan import NO_HASH, UNKNOWN_DATA
+from s3ws_fs.core.outside import Found, workspace_path
+from s3ws_fs.core.records import InodeRec, MirrorRow, decode_inode, decode_mirror
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import ScopedStore
-from s3ws_fs.transfer import wire
+from s3ws_fs.transfer import whose, wire
 from s3ws_fs.transfer.freeze import Readable
+from s3ws_fs.transfer.outside import found_of
+from s3ws_fs.transfer.windowed import windowed
 
 PAGE: Final = 1000
-UNKNOWN_DATA: Final = (1 << 64) - 1
-"""Data generation of a row whose bytes may be of any age: never equal to an inode's."""
+FOUND_MAX: Final = 10_000
+"""Changes by somebody else told in one scan; the next one finds the others."""
+FOUND_PART: Final = 200
 
 
-def reconcile(
-    store: ScopedStore,
-    reader: Readable,
-    workspace: str,
-    prefix_bytes: int,
-    part: Any,
-) -> dict[str, Any]:
-    """List the mirror; parts are rows, then inodes to look at. Returns counts."""
-    listing = iter(store.list(FILES_PREFIX))
-    seen: set[bytes] = set()
-    leftovers: list[ListEntry] = []
-    changed: list[MirrorRow] = []
-    while page := list(islice(listing, PAGE)):
+@dataclass(slots=True)
+class _Suspect:
+    """An object that is perhaps not ours. `row` is what we last put there, `rec` the file's."""
+
+    entry: ListEntry
+    row: MirrorRow | None
+    rec: InodeRec | None
+
+
+class Scan:
+    """One listing of the mirror held against the cache."""
+
+    def __init__(
+        self,
+        store: ScopedStore,
+        reader: Readable,
+        pool: Executor,
+        *,
+        workspace: str,
+        prefix_bytes: int,
+        sealed: int,
+        is_known: bool,
+    ) -> None:
+        """`sealed` is the generation that this cache knows to be sealed."""
+        self._store = store
+        self._reader = reader
+        self._pool = pool
+        self._workspace = workspace
+        self._prefix_bytes = prefix_bytes
+        self._sealed = sealed
+        self._is_known = is_known
+        self._noted_ns = 0
+        self._seen: set[bytes] = set()
+        self._suspects: list[_Suspect] = []
+        self._found: list[Found] = []
+        self._late: list[MirrorRow] = []
+        self._leftovers: list[tuple[str, str]] = []
+
+    def run(self, part: Callable[..., None]) -> dict[str, Any]:
+        """Parts are rows, inodes to look at, and what was found. Returns counts."""
+        if not self._is_known:
+            self._noted_ns = self._last_complete_ns()
+        listing = iter(self._store.list(FILES_PREFIX))
+        while page := list(islice(listing, PAGE)):
+            part({"rows": wire.rows_json(self._page(page)), "removed": []})
+        self._judge_all()
+        failed = self._store.delete_many(self._leftovers) if self._leftovers else []
+        part({"rows": wire.rows_json(self._late), "removed": []})
+        with self._reader.read() as view:
+            gone = self._gone(view)
+            lacking = [] if self._is_known else list(self._lacking(view))
+        for at in range(0, len(gone), PAGE):
+            paths = [row.path for row in gone[at : at + PAGE]]
+            part({"rows": [], "removed": wire.paths_json(paths)})
+        unknown = [row for row in self._late if row.data_gen == UNKNOWN_DATA]
+        lacking += [row.ino for row in (*unknown, *gone)]
+        for at in range(0, len(lacking), PAGE):
+            part({"look_at": lacking[at : at + PAGE]})
+        for at in range(0, len(self._found), FOUND_PART):
+            some = self._found[at : at + FOUND_PART]
+            part({"found": [found.to_json() for found in some]})
+        return {
+            "standing": len(self._seen),
+            "removed": len(self._leftovers) - len(failed),
+            "missing": len(lacking),
+            "found": len(self._found),
+        }
+
+    def _last_complete_ns(self) -> int:
+        try:
+            return self._store.head(MIRRORED_KEY).modified_ns
+        except NotFoundError:
+            return 0
+
+    def _page(self, page: Iterable[ListEntry]) -> list[MirrorRow]:
+        """The rows of what is believed to be ours; the rest becomes suspect."""
         rows = []
         moved: dict[int, bool] = {}
-        with reader.read() as view:
+        with self._reader.read() as view:
             for entry in page:
-                path = entry.key[len(FILES_PREFIX) :].encode()
-                known = view.mirror_at(path)
-                row = _row(view, entry, moved) if known is None else None
-                if known is not None:
-                    if known.etag != entry.etag:
-                        changed.append(known)
-                elif row is not None:
-                    rows.append(row)
-                else:
-                    leftovers.append(entry)
+                text = entry.key[len(FILES_PREFIX) :]
+                path = workspace_path(text)
+                if path is None:
+                    # Invariant 5, and a key that no store of ours would take: it is not looked at.
+                    size, when = entry.size_bytes, entry.modified_ns
+                    self._tell(Found(text, entry.etag, size, when))
                     continue
-                seen.add(keys.mirror_key(path))
-        part({"rows": wire.rows_json(rows), "removed": []})
-    removed = _remove_ours(store, workspace, leftovers)
-    stale = _put_since(store, workspace, changed)
-    part({"rows": wire.rows_json(stale), "removed": []})
-    with reader.read() as view:
-        gone = list(_gone(view, seen))
-        lacking = list(_lacking(view, seen, prefix_bytes))
-    for at in range(0, len(gone), PAGE):
-        paths = [row.path for row in gone[at : at + PAGE]]
-        part({"rows": [], "removed": wire.paths_json(paths)})
-    lacking += [row.ino for row in (*stale, *gone)]
-    for at in range(0, len(lacking), PAGE):
-        part({"look_at": lacking[at : at + PAGE]})
-    return {"standing": len(seen), "removed": removed, "missing": len(lacking)}
+                known = view.mirror_at(text.encode())
+                if known is not None:
+                    self._seen.add(keys.mirror_key(known.path))
+                    if known.etag != entry.etag:
+                        self._suspects.append(_Suspect(entry, known, view.inode(known.ino)))
+                    continue
+                rec = _file_at(view, path)
+                if rec is None:
+                    self._suspects.append(_Suspect(entry, None, None))
+                    continue
+                self._seen.add(keys.mirror_key(text.encode()))
+                row = _row(view, entry, rec, path, moved)
+                if self._is_believed(entry, rec, row):
+                    rows.append(row)
+                elif row.data_gen != UNKNOWN_DATA or not self._is_known:
+                    self._suspects.append(_Suspect(entry, row, rec))
+                # Else the file is to be put there, and its condition tells.
+        return rows
 
+    def _is_believed(self, entry: ListEntry, rec: InodeRec, row: MirrorRow) -> bool:
+        if self._is_known:
+            return False
+        if row.data_gen == UNKNOWN_DATA:
+            # The next pass is to touch it.
+            return True
+        body_bytes = len(content.inline_body(rec)) if content.is_inline_kind(rec) else rec.size
+        return entry.modified_ns <= self._noted_ns and entry.size_bytes == body_bytes
 
-def _put_since(store: ScopedStore, workspace: str, rows: list[MirrorRow]) -> list[MirrorRow]:
-    """Of rows whose objects differ: those we put since, as rows of unknown content."""
-    found = []
-    for row in rows:
-        try:
-            info = store.head(FILES_PREFIX + row.path.decode())
-        except NotFoundError:
-            continue
-        mark = content.our_mark(info.metadata, workspace)
-        if mark is not None and mark[0] > row.generation:
-            found.append(MirrorRow(row.path, row.ino, 0, UNKNOWN_DATA, info.etag, NO_HASH))
-    return found
+    def _judge_all(self) -> None:
+        for suspect, verdict in windowed(self._pool, self._judge, self._suspects):
+            if verdict is None:
+                continue
+            if isinstance(verdict, Found):
+                self._tell(verdict)
+            elif suspect.row is not None:
+                self._late.append(verdict)
+            elif verdict.generation <= self._sealed:
+                self._leftovers.append((suspect.entry.key, verdict.etag))
 
+    def _judge(self, suspect: _Suspect) -> tuple[_Suspect, MirrorRow | Found | None]:
+        """Somebody else's: Found. Ours: a row for it (of the mark's generation when no file has
+        that path). None: gone, or what the row says after all."""
+        text = suspect.entry.key[len(FILES_PREFIX) :]
+        info = whose.head(self._store, text)
+        row = suspect.row
+        if info is None or (row is not None and row.hash != NO_HASH and row.etag == info.etag):
+            return suspect, None
+        mark = whose.our_mark(self._store, info, self._workspace, text)
+        if mark is None:
+            return suspect, found_of(info)
+        if row is None:
+            return suspect, MirrorRow(text.encode(), 0, mark[0], UNKNOWN_DATA, info.etag, NO_HASH)
+        data_gen = UNKNOWN_DATA
+        if row.hash == NO_HASH and suspect.rec is not None and row.generation:
+            said = content.object_metadata(
+                suspect.rec, digest=mark[1], generation=mark[0], workspace=self._workspace,
+                path=text,
+            )  # fmt: skip
+            if dict(info.metadata) == said:
+                data_gen = row.data_gen
+        generation = row.generation if data_gen != UNKNOWN_DATA else 0
+        return suspect, MirrorRow(row.path, row.ino, generation, data_gen, info.etag, NO_HASH)
 
-def _gone(view: View, seen: set[bytes]) -> Iterator[MirrorRow]:
-    """Rows without an object (a directory's row never has one)."""
-    with view.txn.cursor(db=view.db.mirror) as cursor:
-        for key, raw in cursor:
-            if key not in seen:
+    def _tell(self, found: Found) -> None:
+        if len(self._found) < FOUND_MAX:
+            self._found.append(found)
+
+    def _gone(self, view: View) -> list[MirrorRow]:
+        """Rows without an object (a directory's row never has one); some are told instead."""
+        found = []
+        with view.txn.cursor(db=view.db.mirror) as cursor:
+            for key, raw in cursor:
+                if key in self._seen:
+                    continue
                 row = decode_mirror(raw)
-                if not row.path.endswith(b"/"):
-                    yield row
+                if row.path.endswith(b"/"):
+                    continue
+                if self._is_known and self._stands_at(view, row):
+                    self._tell(Found(row.path.decode()))
+                else:
+                    found.append(row)
+        return found
+
+    @staticmethod
+    def _stands_at(view: View, row: MirrorRow) -> bool:
+        path = workspace_path(row.path.decode())
+        return path is not None and view.resolve(path) == row.ino
+
+    def _lacking(self, view: View) -> Iterator[int]:
+        """Inodes with a path that is not in the mirror, also those that can't be: status names
+        them."""
+        with view.txn.cursor(db=view.db.inodes) as cursor:
+            for key, raw in cursor:
+                rec = decode_inode(keys.unpack_u64(key), raw)
+                if not content.is_mirrored_kind(rec):
+                    continue
+                for path in view.paths_of(rec):
+                    text, _ = mirror_path(path, self._prefix_bytes)
+                    if not text or keys.mirror_key(text.encode()) not in self._seen:
+                        yield rec.ino
+                        break
 
 
-def _row(view: View, entry: ListEntry, moved: dict[int, bool]) -> MirrorRow | None:
-    text = entry.key[len(FILES_PREFIX) :]
-    path = unescape_path(text)
-    ino = None if path is None else view.resolve(path)
+def _file_at(view: View, path: bytes) -> InodeRec | None:
+    ino = view.resolve(path)
     rec = None if ino is None else view.inode(ino)
-    if rec is None or not content.is_mirrored_kind(rec):
-        return None
+    return rec if rec is not None and content.is_mirrored_kind(rec) else None
+
+
+def _row(
+    view: View, entry: ListEntry, rec: InodeRec, path: bytes, moved: dict[int, bool]
+) -> MirrorRow:
+    text = entry.key[len(FILES_PREFIX) :].encode()
     key = keys.pack_u64(rec.ino)
     is_behind = view.is_dirty(keys.T_INODES, key) or view.txn.get(key, db=view.db.mtodo) is not None
-    if is_behind or (path is not None and _is_below_moved(view, path, moved)):
+    if is_behind or _is_below_moved(view, path, moved):
         # Changed since, or perhaps never mirrored: the object may show something older, or the
         # file that stood there before.
-        return MirrorRow(text.encode(), rec.ino, 0, UNKNOWN_DATA, entry.etag, NO_HASH)
+        return MirrorRow(text, rec.ino, 0, UNKNOWN_DATA, entry.etag, NO_HASH)
     generation = view.head().generation
-    return MirrorRow(text.encode(), rec.ino, generation, rec.data_gen, entry.etag, NO_HASH)
+    return MirrorRow(text, rec.ino, generation, rec.data_gen, entry.etag, NO_HASH)
 
 
 def _is_below_moved(view: View, path: bytes, moved: dict[int, bool]) -> bool:
@@ -152,29 +288,3 @@ def _has_moved(view: View, parent: int, name: bytes, ino: int, path: bytes) -> b
         return False
     # Its own row is written when all below it stands: with it, the directory was but touched.
     return [row.path for row in view.mirror_of(ino)] != [path]
-
-
-def _remove_ours(store: ScopedStore, workspace: str, entries: list[ListEntry]) -> int:
-    gone: list[str | tuple[str, str]] = []
-    for entry in entries:
-        try:
-            info = store.head(entry.key)
-        except NotFoundError:
-            continue
-        if content.our_mark(info.metadata, workspace) is not None:
-            gone.append((entry.key, info.etag))
-    return len(gone) - len(store.delete_many(gone)) if gone else 0
-
-
-def _lacking(view: View, seen: set[bytes], prefix_bytes: int) -> Iterator[int]:
-    """Inodes with a path that is not in the mirror, also those that can't be: status names them."""
-    with view.txn.cursor(db=view.db.inodes) as cursor:
-        for key, raw in cursor:
-            rec = decode_inode(keys.unpack_u64(key), raw)
-            if not content.is_mirrored_kind(rec):
-                continue
-            for path in view.paths_of(rec):
-                text, _ = mirror_path(path, prefix_bytes)
-                if not text or keys.mirror_key(text.encode()) not in seen:
-                    yield rec.ino
-                    break

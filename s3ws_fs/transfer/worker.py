@@ -53,7 +53,7 @@ from s3ws_fs.core.ids import RandBits
 from s3ws_fs.core.types import Location
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.scoped import ScopedStore
-from s3ws_fs.transfer import following, journaling, reconcile, spool, wire
+from s3ws_fs.transfer import following, journaling, outside, reconcile, spool, wire
 from s3ws_fs.transfer.ahead import Ahead
 from s3ws_fs.transfer.fetch import ExtentSource, coalesce, fetch_from_mirror, fetch_group
 from s3ws_fs.transfer.freeze import FreezeRequest, Frozen, Readable, freeze
@@ -355,15 +355,19 @@ class Worker:
         for at in range(0, len(done), LIST_BATCH):
             part({"done": done[at : at + LIST_BATCH]})
         # One whose new place is taken by somebody else may have been found by walking only.
-        part({"look_at": sorted(outcome.conflict_inos)})
+        again = outcome.stale_inos.union(*outcome.conflict_inos.values())
+        part({"look_at": sorted(again)})
         todo = frozen.todo
         result = {
             "written": outcome.written,
             "stopped": self._stop_mirror.is_set(),
             "failed": len(outcome.failed_inos),
             "uncertain": outcome.is_uncertain,
-            "conflict_inos": len(outcome.conflict_inos),
-            "conflicts": [[path, why] for path, why in outcome.conflicts.items()],
+            "conflicts": [
+                [path, why, sorted(outcome.conflict_inos[path])]
+                for path, why in outcome.conflicts.items()
+            ],
+            "missed": outcome.missed[:LIST_BATCH],
             "unmirrored": [
                 [ino, path.decode("latin-1"), why]
                 for ino, path, why in todo.unmirrored[:LIST_BATCH]
@@ -377,12 +381,42 @@ class Worker:
         return result
 
     def do_reconcile(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
-        """Learn from a listing what stands in the mirror."""
-        result = reconcile.reconcile(
-            self.store, self.reader, ask["workspace"], ask["prefix_bytes"], part
+        """Learn from a listing what stands in the mirror, and what somebody else did to it."""
+        assert self._transfers is not None
+        scan = reconcile.Scan(
+            self.store,
+            self.reader,
+            self._transfers,
+            workspace=ask["workspace"],
+            prefix_bytes=ask["prefix_bytes"],
+            sealed=ask["sealed"],
+            is_known=ask["is_known"],
         )
-        journaling.give_up_uploads(self.store)
+        result = scan.run(part)
+        if not ask["is_known"]:
+            journaling.give_up_uploads(self.store)
         return result
+
+    def do_look_outside(self, ask: dict[str, Any], part: Reply) -> None:
+        """What stands at these mirror paths that is not ours."""
+        for text in ask["paths"]:
+            found = outside.look(self.store, text, ask["workspace"])
+            if found is not None:
+                part({"found": found.to_json()})
+
+    def do_fetch_outside(self, ask: dict[str, Any], part: Reply) -> None:
+        """The bytes of one object that is not ours, in pieces; only while it is that one."""
+        for data in outside.read(self.store, ask["path"], ask["etag"], ask["size_bytes"]):
+            part({}, data)
+
+    def do_measure_outside(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """How much an import of the whole mirror would bring."""
+        return outside.measure(self.store)
+
+    def do_import(self, ask: dict[str, Any], part: Reply) -> None:
+        """Everything below files/, object by object, with the directories above them."""
+        assert self._transfers is not None
+        outside.send_all(self.store, self._transfers, part)
 
     def do_stop_mirror(self, ask: dict[str, Any], part: Reply) -> None:
         """End the mirror pass under way early; what is left stays on the to-do."""

@@ -48,7 +48,9 @@ def test_times_as_s3fs_writes_them(time_ns: int, text: str) -> None:
 
 
 def test_metadata() -> None:
-    meta = content.object_metadata(rec(0o100644), digest=b"\x01" * 16, generation=7, workspace="w")
+    meta = content.object_metadata(
+        rec(0o100644), digest=b"\x01" * 16, generation=7, workspace="w", path="a/b"
+    )
     assert meta == {
         "mode": "33188",
         "uid": "1000",
@@ -57,9 +59,39 @@ def test_metadata() -> None:
         "s3ws-xxh3": "01" * 16,
         "s3ws-gen": "7",
         "s3ws-ws": "w",
+        "s3ws-path": "48f71e9475860604",
     }
-    assert content.our_mark(meta, "w") == (7, b"\x01" * 16)
-    assert content.our_mark(meta, "other") is None
+    assert content.our_mark(meta, "w", "a/b") == (7, b"\x01" * 16)
+    assert content.our_mark(meta, "other", "a/b") is None
+
+
+def test_a_mark_counts_only_where_it_was_put() -> None:
+    meta = content.object_metadata(
+        rec(0o100644), digest=b"\x01" * 16, generation=7, workspace="w", path="a/b"
+    )
+    assert content.our_mark(meta, "w", "a/copy of b") is None
+    del meta[content.META_PATH]
+    assert content.our_mark(meta, "w", "a/copy of b") == (7, b"\x01" * 16)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "wishes"),
+    [
+        ({}, content.Wishes()),
+        (
+            {"mode": "33261", "uid": "1000", "gid": "100", "mtime": "1700000000"},
+            content.Wishes(0o100755, 1000, 100, 1_700_000_000_000_000_000),
+        ),
+        ({"mode": str(0o106755)}, content.Wishes(0o100755)),
+        ({"mode": "0o644", "uid": "-1", "gid": str(1 << 32), "mtime": "now"}, content.Wishes()),
+        ({"mode": "9" * 30, "uid": "٣", "mtime": "9" * 12}, content.Wishes()),
+        ({"mtime": "1.5"}, content.Wishes(mtime_ns=1_500_000_000)),
+        ({"mtime": "-1.999999999"}, content.Wishes(mtime_ns=-1)),
+        ({"mtime": "1." + "1" * 20}, content.Wishes(mtime_ns=1_111_111_111)),
+    ],
+)
+def test_what_strangers_say(metadata: dict[str, str], wishes: content.Wishes) -> None:
+    assert content.wishes(metadata) == wishes
 
 
 @pytest.mark.parametrize(
@@ -72,7 +104,7 @@ def test_metadata() -> None:
     ],
 )
 def test_foreign_objects_have_no_mark(meta: dict[str, str]) -> None:
-    assert content.our_mark(meta, "w") is None
+    assert content.our_mark(meta, "w", "a/b") is None
 
 
 def test_bodies_without_extents() -> None:

@@ -138,6 +138,7 @@ class Crash:
     acknowledged: int
     synced: int
     sealed: int
+    slack: int = 1
 
 
 @dataclass(repr=False)
@@ -157,6 +158,12 @@ class Rig:
     on_known: Callable[[Known], None] = ignore
     is_watching: bool = True
     """Whether crashes are kept. When not, faults may be injected, and are borne."""
+    slack: int = 1
+    """How many changes may be under way unanswered: more than one when the daemon makes them."""
+    allowed: int = 1
+    """The same, of the crash that is looked at."""
+    fine: tuple[Severity, ...] = FINE
+    """What may be found in the bucket after a crash."""
     seed: int = 1
     choose: Callable[[Request], Fault | None] = nothing
     on_point: Callable[[str], None] = ignore
@@ -340,6 +347,7 @@ class Rig:
             known.acknowledged,
             known.synced,
             known.sealed,
+            self.slack,
         )
         if state == self._before:
             # The same state, but perhaps more was promised of it.
@@ -354,6 +362,7 @@ class Rig:
         """What must hold after SIGKILL there. Raises AssertionError."""
         with self._about(crash, "killed"):
             write_files(self.directory, crash.files)
+            self.allowed = crash.slack
             self.look(crash.store.fork(), crash.store.fork(), crash.acknowledged, crash.sealed)
 
     def look(self, bucket: ObjectStore, again: ObjectStore, acknowledged: int, sealed: int) -> None:
@@ -364,7 +373,7 @@ class Rig:
                 self._check_cache(BOOT)
             there = self._check_bucket(bucket, sealed)
             generation = self._go_on(again, BOOT)
-            low, high = acknowledged, acknowledged + 1
+            low, high = acknowledged, acknowledged + self.allowed
             assert low <= generation <= high, f"head is {generation}, {low} was answered"
             assert generation >= there
 
@@ -379,8 +388,9 @@ class Rig:
                 assert crash.number < self.opened, "it was open, and there is no sync point"
             sealed = newest_generation(crash.store)
             generation = self._go_on(crash.store.fork(), OTHER_BOOT)
-            low, high = crash.synced, crash.acknowledged + 1
-            assert low <= generation <= high, f"{generation}, synced {low}, answered {high - 1}"
+            low, answered = crash.synced, crash.acknowledged
+            high = answered + crash.slack
+            assert low <= generation <= high, f"{generation}, synced {low}, answered {answered}"
             assert generation >= sealed, f"the cache is at {generation}, the bucket at {sealed}"
 
     @contextlib.contextmanager
@@ -399,7 +409,7 @@ class Rig:
         """The bucket alone: sound, and one instant, at or after what was promised."""
         generation = newest_generation(store)
         assert generation >= sealed, f"{generation} is sealed, {sealed} was said to be"
-        require_fine(audit(self._scoped(store), at_once(), ignore).report)
+        require_fine(audit(self._scoped(store), at_once(), ignore).report, self.fine)
         if generation:
             wanted = self.known.states[generation]
             found = restored(self.base / "second", store, self.config)
@@ -431,21 +441,26 @@ class Rig:
             wanted = self.known.states[generation]
             _require_same(wanted, await seen(mount), "the next mount")
             await mount.sync()
+            wanted = await self.saved(mount, store, wanted)
             assert await mount.replica.final_flush(ignore) == []
             self.require_in_step(mount, store, wanted)
         return generation
+
+    async def saved(self, mount: Mount, store: ObjectStore, wanted: State) -> State:
+        """What the next mount has saved by its first sync, of which it showed `wanted`."""
+        return wanted
 
     def require_in_step(self, mount: Mount, store: ObjectStore, wanted: State) -> None:
         """The bucket is the cache: journal by audit, mirror by the model."""
         local = self._local_side(mount.cache)
         done = audit(self._scoped(store), at_once(), ignore, local=local)
-        require_fine(done.report, pending=False)
+        require_fine(done.report, (Severity.NOTE,))
         require_mirror(self._scoped(store), wanted)
 
     def _local_side(self, cache: Cache) -> LocalSide:
         checked = checking.Checked(Report(), prefix=self.config.workspace.prefix)
         checking.check_records(cache, checked, ignore)
-        require_fine(checked.report, pending=False)
+        require_fine(checked.report, (Severity.NOTE,))
         assert checked.tables is not None and checked.values is not None
         return LocalSide(cache, checked.tables, checked.values)
 
@@ -482,8 +497,7 @@ def _require_same(wanted: State, got: State, what: str) -> None:
     assert not found, f"{what}: " + "; ".join(found[:10])
 
 
-def require_fine(report: Report, *, pending: bool = True) -> None:
-    fine = FINE if pending else (Severity.NOTE,)
+def require_fine(report: Report, fine: Sequence[Severity] = FINE) -> None:
     bad = [finding for finding in report.findings if finding.severity not in fine]
     assert not bad, bad
 

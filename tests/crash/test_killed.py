@@ -22,7 +22,7 @@ from s3ws_fs.core import failpoints
 from s3ws_fs.store.local import LocalStore
 from s3ws_fs.transfer import journaling
 from tests.crash.rig import Known, Rig, Step, fast_directory, newest_generation
-from tests.crash.workloads import FIRST, SECOND, WITH_A_KERNEL
+from tests.crash.workloads import FIRST, OF_OTHERS, SECOND, WITH_A_KERNEL
 from tests.support.armed import KILL, Listener, Plan
 from tests.support.files_model import Files
 from tests.support.pair import has_user_xattrs
@@ -99,7 +99,10 @@ def run_and_be_killed(rig: Rig, host: str, plan: Plan, told: Path) -> int:
         os._exit(status)
 
 
-@pytest.mark.parametrize("point", sorted(set(failpoints.POINTS) - set(WITH_A_KERNEL)))
+OURS = sorted(set(failpoints.POINTS).difference(WITH_A_KERNEL, OF_OTHERS))
+
+
+@pytest.mark.parametrize("point", OURS)
 def test_killed_at(plain: Plain, point: str, tmp_path: Path) -> None:
     host, nth = plain.where(point)
     base = plain.base / "trial"

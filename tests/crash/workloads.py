@@ -15,6 +15,9 @@ from tests.support.files_model import Op
 WITH_A_KERNEL: Final = (failpoints.ANSWER_BEFORE,)
 """Points that only a real mount passes: tests/crash/daemons.py, tests/e2e/test_holder_once.py."""
 
+OF_OTHERS: Final = (failpoints.IMPORT_FILE, failpoints.IMPORT_AFTER, failpoints.OUTSIDE_PLACED)
+"""Passed only when somebody else writes to the bucket: tests/crash/test_outside_points.py."""
+
 
 def write(path: str, size: int, at: int = 0) -> Op:
     """Bytes that are the same each time, and differ from those of any other write."""

@@ -243,7 +243,8 @@ def run_id(text: str) -> None:
 
 def run_metadata(metadata: dict[str, str]) -> None:
     """Somebody else's object is no object of ours, whatever it says."""
-    found = content.our_mark(metadata, "w" * 32)
+    content.wishes(metadata)
+    found = content.our_mark(metadata, "w" * 32, "a/b")
     if found is not None:
         generation, digest = found
         assert 0 <= generation < 1 << 64

@@ -167,7 +167,7 @@ def test_a_mark_out_of_range_is_not_ours(generation: str) -> None:
         content.META_GENERATION: generation,
         content.META_WORKSPACE: "w",
     }
-    assert content.our_mark(metadata, "w") is None
+    assert content.our_mark(metadata, "w", "a/b") is None
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400), math.inf, math.nan])

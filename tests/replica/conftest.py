@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -88,8 +89,16 @@ class Mount:
     def rename(self, old: str, new: str) -> None:
         self.fs.rename(*self.dir_of(old), *self.dir_of(new), 0)
 
-    async def sync(self) -> dict[str, Any]:
-        return await self.replica.sync(lambda _: None)
+    async def sync(self, *, outside: bool = False) -> dict[str, Any]:
+        return await self.replica.sync(lambda _: None, outside=outside)
+
+    async def files(self) -> dict[str, bytes]:
+        """Every regular file with its bytes."""
+        return {
+            path[1:]: await self.read(path[1:])
+            for path in self.tree()
+            if stat.S_ISREG(self.fs.getattr(self.ino(path)).mode)
+        }
 
     def tree(self) -> dict[str, tuple[object, ...]]:
         """Every path with its attributes (without atime and blocks), xattrs and target."""
@@ -176,14 +185,21 @@ def bucket(config: MountConfig) -> Iterator[ScopedStore]:
 def mounter(config: MountConfig) -> Mounter:
     """`async with mounter() as m:` mounts; `cache="b"`: on another host, `run=True`: flushes.
 
-    `read_only=True`: follows (`run=True`: by itself).
+    `read_only=True`: follows (`run=True`: by itself). Further arguments are settings.
     """
 
     @contextlib.asynccontextmanager
     async def mount(
-        cache: str = "a", *, run: bool = False, read_only: bool = False
+        cache: str = "a",
+        *,
+        run: bool = False,
+        read_only: bool = False,
+        on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
+        **changes: Any,
     ) -> AsyncIterator[Mount]:
-        own = replace(config, cache_dir=f"{config.cache_dir}-{cache}", read_only=read_only)
+        own = replace(
+            config, cache_dir=f"{config.cache_dir}-{cache}", read_only=read_only, **changes
+        )
         opened = open_cache(
             Path(own.workspace_cache_dir),
             identity(own),
@@ -205,7 +221,9 @@ def mounter(config: MountConfig) -> Mounter:
             if isinstance(replica, Follower):
                 replica.is_open, replica.note_orphans = fs.is_open, fs.note_orphans
             try:
-                await replica.prepare(lambda _: None)
+                if isinstance(replica, Replicator):
+                    replica.attach(fs)
+                await replica.prepare(on_progress)
                 if not read_only:
                     fs.make_root(uid=0, gid=0, mode=0o755)
                 fs.drop_orphans_unmounted()

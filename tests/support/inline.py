@@ -193,6 +193,7 @@ def assemble(
         quota_inodes=config.max_inodes,
         on_change=replica.notify,
     )
+    replica.attach(fs)
     return Mount(config, cache, fs, replica)
 
 

@@ -329,12 +329,15 @@ async def test_objects_that_show_something_else(
     deep = "files/dir/renamed/deep"
     executable = {**bucket.head(deep).metadata, "mode": "33279"}
     bucket.put(deep, bucket.get(deep).data, metadata=executable)
+    said[content.META_PATH] = content.path_mark("left over")
     bucket.put("files/left over", body, metadata=said)
+    bucket.put("files/a copy of it", body, metadata=said)
     done = run(bucket)
     assert set(wrong(done.report)) == {
         ("mirror-differs", "files/late"),
         ("mirror-differs", "files/dir/renamed/deep"),
         ("mirror-leftover", "files/left over"),
+        ("mirror-foreign", "files/a copy of it"),
     }
     assert done.needs.relist
     assert {path for _, path in done.needs.remirror} == {b"late", b"dir/renamed/deep"}

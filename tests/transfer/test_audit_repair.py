@@ -13,6 +13,7 @@ from s3ws_fs.cache.reader import open_reader
 from s3ws_fs.cache.repair import Needs, repair_cache
 from s3ws_fs.core import keys, layout
 from s3ws_fs.core.config import MountConfig
+from s3ws_fs.core.content import META_PATH, path_mark
 from s3ws_fs.core.errors import UserError
 from s3ws_fs.core.findings import Report
 from s3ws_fs.store.scoped import ScopedStore
@@ -89,8 +90,8 @@ async def test_a_mirror_that_lost_or_rotted_is_put_again(
     rot("files/late", 100)
     rot("files/big", 1_000_000)
     bucket.delete("files/small")
-    left = bucket.head("files/link")
-    bucket.put("files/left over", b"dir/sub", metadata=left.metadata)
+    left = {**bucket.head("files/link").metadata, META_PATH: path_mark("left over")}
+    bucket.put("files/left over", b"dir/sub", metadata=left)
     directory = cache_of(config)
     done = audit_with_cache(directory, bucket)
     assert set(wrong(done.report)) == {
