@@ -69,6 +69,15 @@ def test_variables_of_the_design() -> None:
     assert config.allow_other and config.root_mode == 0o770
 
 
+def test_read_only_and_how_often_it_looks() -> None:
+    assert not load().mount_config("/mnt/w").read_only
+    config = load(WORKSPACE_READ_ONLY="1", WORKSPACE_FOLLOW_INTERVAL="0.1").mount_config("/mnt/w")
+    assert (config.read_only, config.follow_interval_s) == (True, 0.1)
+    for wrong in ("0.05", "700000", "often"):
+        with pytest.raises(UserError, match="WORKSPACE_FOLLOW_INTERVAL"):
+            load(WORKSPACE_FOLLOW_INTERVAL=wrong)
+
+
 def test_precedence() -> None:
     environ = {**IDS, "AWS_ENDPOINT_URL": "http://b", "AWS_ENDPOINT_URL_S3": "http://a"}
     settings = Settings.load(environ, {"storage_type": "s3", "bucket": "flag", "region": None})

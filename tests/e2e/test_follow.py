@@ -24,6 +24,9 @@ from tests.support.recorder import Recorder, recording
 
 pytestmark = [pytest.mark.e2e, pytest.mark.fuse]
 
+only_local = pytest.mark.parametrize("bucket", ["local"], indirect=True)
+"""What the kind of bucket has no part in."""
+
 FOLLOWING = {"WORKSPACE_READ_ONLY": "true", "WORKSPACE_FOLLOW_INTERVAL": "0.1"}
 
 
@@ -125,6 +128,7 @@ def _methods(recorder: Recorder) -> set[bytes]:
     return {line.split(b" ")[0] for line in lines if line.endswith(b" HTTP/1.1")}
 
 
+@only_local
 def test_nothing_can_be_changed(reader: Host) -> None:
     top = reader.mountpoint
     attempts: dict[str, Callable[[], object]] = {
@@ -214,6 +218,7 @@ def _looks_right(reader: Host, sealed: dict[int, trees.Manifest], git: list[str]
     return True
 
 
+@only_local
 def test_open_files_stay_usable(writer: Host, reader: Host) -> None:
     here, there = writer.mountpoint, reader.mountpoint
     (here / "unlinked").write_bytes(b"kept")
@@ -256,6 +261,7 @@ def test_open_files_stay_usable(writer: Host, reader: Host) -> None:
     assert reader.now()["faults"] == 0
 
 
+@only_local
 def test_it_is_checked_like_any_mount(writer: Host, reader: Host) -> None:
     reader.s3ws("check", "--bucket", reader.mountpoint)
     reader.umount()
@@ -265,6 +271,7 @@ def test_it_is_checked_like_any_mount(writer: Host, reader: Host) -> None:
     reader.s3ws("check", "--bucket", "--cache", reader.workspace_cache())
 
 
+@only_local
 def test_from_python(writer: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in writer.settings.items():
         monkeypatch.setenv(name, value)
@@ -285,6 +292,7 @@ def test_from_python(writer: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not os.path.ismount(look)
 
 
+@only_local
 def test_a_killed_reader_comes_back_at_a_seal(writer: Host, reader: Host) -> None:
     for number in range(3):
         for name in range(200):
@@ -298,6 +306,32 @@ def test_a_killed_reader_comes_back_at_a_seal(writer: Host, reader: Host) -> Non
     assert reader.info() is None
 
 
+@only_local
+def test_it_follows_on_when_its_daemon_died(writer: Host, reader: Host) -> None:
+    """The holder starts another under the living mount: open files stay, seals are followed."""
+    (writer.mountpoint / "unlinked").write_bytes(b"kept")
+    (writer.mountpoint / "rewritten").write_bytes(b"before")
+    writer.sync()
+    reader.sync()
+    with (
+        (reader.mountpoint / "unlinked").open("rb") as unlinked,
+        (reader.mountpoint / "rewritten").open("rb") as rewritten,
+    ):
+        assert (unlinked.read(), rewritten.read()) == (b"kept", b"before")
+        reader.kill_daemon()
+        (writer.mountpoint / "unlinked").unlink()
+        with (writer.mountpoint / "rewritten").open("r+b") as file:
+            file.write(b"after!")
+        writer.sync()
+        reader.sync()
+        assert not (reader.mountpoint / "unlinked").exists()
+        assert os.pread(unlinked.fileno(), 9, 0) == b"kept"
+        assert os.pread(rewritten.fileno(), 9, 0) == b"after!"
+        assert (reader.mountpoint / "rewritten").read_bytes() == b"after!"
+    reader.s3ws("check", reader.mountpoint)
+    reader.umount()
+
+
 def test_it_goes_on_over_a_crash_of_the_writer(writer: Host, reader: Host) -> None:
     (writer.mountpoint / "unsealed").write_text("in the cache only")
     writer.kill()
@@ -308,6 +342,7 @@ def test_it_goes_on_over_a_crash_of_the_writer(writer: Host, reader: Host) -> No
     assert (reader.mountpoint / "unsealed").read_text() == "in the cache only"
 
 
+@only_local
 def test_both_on_one_host_have_caches_of_their_own(writer: Host, tmp_path: Path) -> None:
     other = tmp_path / "second mount point"
     writer.s3ws("mount", "--read-only", "--follow-interval", "0.1", other)
@@ -318,6 +353,7 @@ def test_both_on_one_host_have_caches_of_their_own(writer: Host, tmp_path: Path)
         writer.s3ws("umount", other)
 
 
+@only_local
 def test_there_has_to_be_a_workspace(bucket: Bucket, new_host: HostMaker) -> None:
     host = new_host(bucket)
     done = host.s3ws("mount", host.mountpoint, "--read-only", ok=ExitCode.STORE)
@@ -325,6 +361,7 @@ def test_there_has_to_be_a_workspace(bucket: Bucket, new_host: HostMaker) -> Non
     assert bucket.listing(host.prefix) == []
 
 
+@only_local
 def test_a_workspace_without_a_seal_is_empty_until_there_is_one(
     bucket: Bucket, new_host: HostMaker, tmp_path: Path
 ) -> None:

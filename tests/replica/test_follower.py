@@ -23,6 +23,10 @@ from s3ws_fs.transfer import following
 from tests.replica.conftest import Mount, Mounter
 
 
+only_local = pytest.mark.parametrize("store_config", ["local"], indirect=True)
+"""What the kind of store has no part in."""
+
+
 def _follower(m: Mount) -> Follower:
     replica: object = m.replica
     assert isinstance(replica, Follower)
@@ -97,6 +101,7 @@ async def test_any_changes_are_followed(mounter: Mounter) -> None:
             await _same(writer, reader)
 
 
+@only_local
 async def test_a_segment_is_one_step(mounter: Mounter) -> None:
     """What a reader sees between two awaits is never half a segment."""
     seen: set[tuple[bytes, ...]] = set()
@@ -124,6 +129,7 @@ async def test_a_segment_is_one_step(mounter: Mounter) -> None:
     assert {len(names) for names in seen} == {1, 501}
 
 
+@only_local
 async def test_open_files_survive_what_happens_in_the_bucket(mounter: Mounter) -> None:
     async with mounter("a") as writer:
         writer.write("file", b"kept" * 20_000)
@@ -207,6 +213,7 @@ async def test_another_history_is_taken_over_whole(mounter: Mounter, bucket: Sco
             await _same(writer, reader)
 
 
+@only_local
 async def test_an_emptied_bucket_is_an_error_and_what_is_shown_stays(
     mounter: Mounter, bucket: ScopedStore
 ) -> None:
@@ -259,6 +266,7 @@ async def test_a_damaged_segment_holds_up_nothing_before_it(
             await _same(writer, reader)
 
 
+@only_local
 async def test_it_mounts_while_the_store_is_away_and_says_so(
     mounter: Mounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +292,7 @@ async def test_it_mounts_while_the_store_is_away_and_says_so(
             pass
 
 
+@only_local
 async def test_many_segments_come_in_bounded_pieces(
     mounter: Mounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +310,7 @@ async def test_many_segments_come_in_bounded_pieces(
             assert list(reader.cache.spool_dir.iterdir()) == []
 
 
+@only_local
 async def test_it_follows_by_itself_and_the_worker_rests(
     mounter: Mounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
