@@ -55,7 +55,7 @@ from s3ws_fs.store.base import (
 from s3ws_fs.store.body import Body, Source
 from s3ws_fs.store.s3_client import RetryPolicy, Wire
 from s3ws_fs.store.s3_errors import NOT_S3, map_error
-from s3ws_fs.store.s3_lost import lost_copy, lost_put
+from s3ws_fs.store.s3_lost import is_md5_of, lost_copy, lost_put
 from s3ws_fs.store.s3_multipart import (
     COPY_BYTES_MAX,
     MultipartLimits,
@@ -85,6 +85,7 @@ class S3Store(ObjectStore):
         self._bucket = config.bucket
         self._limits = limits or MultipartLimits()
         self._conditional = Conditional()
+        self._md5_etags = True
         self._wire = Wire(config, self.counters, self.waits, retry or RetryPolicy())
 
     def get(
@@ -172,7 +173,8 @@ class S3Store(ObjectStore):
         except NotFoundError as exc:
             # AWS says 404 to If-Match on a key that is gone.
             raise ConflictError("put", key, "the object to replace is gone") from exc
-        return _etag(answer)
+        etag = _etag(answer)
+        return etag if source.size_bytes > limit else self._sure_etag(key, source, etag)
 
     def copy(
         self,
@@ -300,6 +302,23 @@ class S3Store(ObjectStore):
     def close(self) -> None:
         """See ObjectStore.close."""
         self._wire.close()
+
+    def _sure_etag(self, key: str, source: Source, etag: str) -> str:
+        """The ETag of what was put, also when something on the way changed it in the answer.
+
+        A wrong one, kept, would make the next condition fail: as if somebody else had been there.
+        Most servers give the MD5; where it is another one, HEAD has the last word, and a server
+        whose ETags are no MD5 (encryption does that) is not asked again.
+        """
+        if not self._md5_etags or is_md5_of(etag, source):
+            return etag
+        try:
+            found = self.head(key).etag
+        except NotFoundError:
+            return etag
+        if found == etag:
+            self._md5_etags = False
+        return found
 
     def _list_page(self, arguments: dict[str, Any]) -> dict[str, Any]:
         prefix = arguments["Prefix"]

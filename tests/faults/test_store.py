@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -159,6 +159,9 @@ def test_one_fault_is_not_noticed(
     way: Way, store: ScopedStore, proxy: FaultyProxy, operation: str
 ) -> None:
     what = OPERATIONS[operation]
+    if way.name == "moto" and operation == "delete many if-match":
+        # Emulated there: a HEAD and a DELETE for each.
+        what = replace(what, method="DELETE", containing="")
     for name, fault in faults_of(way, what.method).items():
         place = ScopedStore(way.through, f"{store.prefix}{name.replace(' ', '-')}/")
         direct = ScopedStore(way.beside, place.prefix)
@@ -182,11 +185,9 @@ def test_attempts_are_counted_and_bounded(
     acts: list[Callable[[], object]] = [
         lambda: store.put("new", b"1"),
         lambda: store.get("old"),
+        lambda: store.delete("old"),
         lambda: list(store.list()),
     ]
-    if name != "answer short":
-        # Of a deletion's answer the first line is enough: it was done.
-        acts.append(lambda: store.delete("old"))
     for act in acts:
         proxy.log.clear()
         proxy.weather(fault)
@@ -235,6 +236,22 @@ def test_a_weak_etag_is_that_of_the_object(
     proxy.arm(Fault("weak", spoil=lambda answer: answer.having("etag", f'W/"{etag}"')), "HEAD")
     assert store.head("old").etag == etag
     store.put("old", b"2", if_match=etag)
+
+
+def test_a_wrong_etag_in_an_answer_is_not_kept(
+    store: ScopedStore, direct: ScopedStore, proxy: FaultyProxy
+) -> None:
+    proxy.arm(faults.WRONG_ETAG, "PUT")
+    etag = store.put("k", b"1")
+    assert etag == direct.head("k").etag
+    assert store.put("k", b"2", if_match=etag) == direct.head("k").etag
+    # A server whose ETags are of another kind is believed, and asked about it once.
+    odd = Fault("odd", spoil=lambda answer: answer.having("etag", '"not-an-md5"'))
+    proxy.log.clear()
+    proxy.weather(odd)
+    assert [store.put(name, b"1") for name in "abc"] == ["not-an-md5"] * 3
+    proxy.heal()
+    assert proxy.count("HEAD") == 1
 
 
 def test_a_request_that_arrives_late_is_not_taken_for_another_writer(
@@ -318,7 +335,9 @@ def test_what_uploads_left_is_given_up_below_the_prefix_only(
         store.put("files/other", BIG)
     assert proxy.count("DELETE") == 1, "a store that is away is asked to abort once, not for long"
     proxy.heal()
-    assert store.abort_uploads(3600.0) == 0, "these are too young"
+    if way.name != "moto":
+        # (moto says of every upload that it was begun in 2010.)
+        assert store.abort_uploads(3600.0) == 0, "these are too young"
     assert store.abort_uploads(0.0) == 2
     assert store.abort_uploads(0.0) == 0
     left = {
