@@ -1,6 +1,6 @@
 """The long form: a mount at work through real minutes of every outage, with figures.
 
-    python -m tests.faults.long [--minutes 2] [--only NAME ...]
+    python -m tests.faults.long [--minutes 2] [--seconds 60] [--only NAME ...]
 
 Invariants
 1. The work never stops: a thread writes, appends, renames and deletes all the time, and every file
@@ -145,15 +145,16 @@ HEAD: Final = (
 class Long:
     """The run."""
 
-    def __init__(self, told: Outages, busy: Busy, minutes: float) -> None:
+    def __init__(self, told: Outages, busy: Busy, long_s: float, short_s: float) -> None:
         self.told = told
         self.busy = busy
-        self.minutes = minutes
+        self.long_s = long_s
+        self.short_s = short_s
         self.rows: list[Row] = []
 
     def plan(self) -> dict[str, tuple[float, Callable[[], None]]]:
         """Seconds and beginning of each outage."""
-        proxy, whole_s, short_s = self.told.proxy, self.minutes * 60, self.minutes * 15
+        proxy, whole_s, short_s = self.told.proxy, self.long_s, self.short_s
         long_ones = ("refused", "black hole")
         found: dict[str, tuple[float, Callable[[], None]]] = {
             name: (whole_s if name in long_ones else short_s, partial(outage.begin, proxy))
@@ -167,7 +168,6 @@ class Long:
             faults.LOST,
             faults.RESET_ANSWER,
             faults.SHORT,
-            faults.WRONG_ETAG,
             faults.CORRUPT,
         )
         found["a third spoilt in some way"] = (
@@ -184,7 +184,7 @@ class Long:
         os.kill(self.told.host.now()["worker_pid"], number)
 
     def _kill_workers(self) -> None:
-        until_s = time.monotonic() + self.minutes * 30
+        until_s = time.monotonic() + self.long_s / 2
         while time.monotonic() < until_s:
             self._signal_worker(signal.SIGKILL)
             time.sleep(2)
@@ -251,7 +251,7 @@ class Long:
             other.end()
 
 
-def run(base: Path, minutes: float, only: list[str]) -> None:
+def run(base: Path, long_s: float, short_s: float, only: list[str]) -> None:
     """All outages, one after the other, on one mount."""
     with running_seaweed() as server, faulty_proxy(server.endpoint_url) as proxy:
         bucket = Front(server, proxy)
@@ -262,7 +262,7 @@ def run(base: Path, minutes: float, only: list[str]) -> None:
             host.mount()
             busy.top.mkdir()
             thread.start()
-            long = Long(Outages(host, proxy, bucket), busy, minutes)
+            long = Long(Outages(host, proxy, bucket), busy, long_s, short_s)
             print(HEAD, flush=True)
             for name, (lasts_s, begin) in long.plan().items():
                 if not only or name in only:
@@ -284,10 +284,11 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=2.0, help="how long the long ones last")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long the others last")
     parser.add_argument("--only", nargs="*", default=[], help="names of outages")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="s3ws-long-", ignore_cleanup_errors=True) as base:
-        run(Path(base), args.minutes, args.only)
+        run(Path(base), args.minutes * 60, args.seconds, args.only)
 
 
 if __name__ == "__main__":

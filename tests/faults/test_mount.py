@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,54 @@ def test_half_of_all_requests_fail_in_some_way(front: Front, new_host: HostMaker
     assert len(struck) == 7
     host.s3ws("check", host.mountpoint, "--bucket")
     host.umount()
+
+
+@dataclass(frozen=True)
+class Moto:
+    """Another implementation of S3, behind a proxy."""
+
+    proxy: FaultyProxy
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "WORKSPACE_STORAGE_TYPE": "s3",
+            "WORKSPACE_BUCKET": "moto-test",
+            "AWS_ENDPOINT_URL_S3": self.proxy.url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+
+def test_another_implementation_of_s3(moto: str, new_host: HostMaker) -> None:
+    with faulty_proxy(moto) as proxy:
+        host = new_host(Moto(proxy))
+        host.mount()
+        top = host.mountpoint / "src"
+        trees.build_source_tree(top, files=10)
+        host.sync()
+        for fault in (faults.LOST, faults.error(409, "OperationAborted"), faults.SLOW_DOWN):
+            for method in ("PUT", "POST", "DELETE"):
+                proxy.arm(fault, method, nth=2)
+        top.rename(host.mountpoint / "renamed")
+        (host.mountpoint / "renamed" / "new").write_bytes(b"1" * 100_000)
+        os.unlink(next(path for path in (host.mountpoint / "renamed").rglob("*.py")))
+        host.sync()
+        (host.mountpoint / "more").write_bytes(b"2")
+        host.sync()
+        assert set(proxy.struck) >= {"lost", "409 OperationAborted", "503 SlowDown"}
+        proxy.heal()
+        host.s3ws("check", host.mountpoint, "--bucket")
+        before = trees.manifest(host.mountpoint)
+        host.umount()
+        other = new_host(Moto(proxy), "other")
+        other.mount()
+        assert trees.differences(before, trees.manifest(other.mountpoint)) == []
+        other.umount()
 
 
 def test_cold_bytes_are_eio_by_the_deadline_and_there_after_healing(

@@ -143,9 +143,9 @@ def held(gate: threading.Event) -> Fault:
 
 
 def _half(answer: Answer) -> bytes:
-    """To the middle of the body; of the headers when there is none."""
+    """To the middle of the body; of the first line when there is none."""
     raw = answer.raw()
-    return raw[: len(raw) - (len(answer.body) + 1) // 2] if answer.body else raw[: len(raw) // 2]
+    return raw[: len(raw) - (len(answer.body) + 1) // 2] if answer.body else raw[:9]
 
 
 def _reset_answer(answer: Answer) -> Answer:
@@ -206,7 +206,7 @@ class Seen:
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """A client's connection and its own to the server."""
+    """A client's connection, and that to the server while a request is under way."""
 
     client: socket.socket
     reader: BinaryIO
@@ -297,6 +297,9 @@ class FaultyProxy:
             connections = list(self._connections)
         for connection in connections:
             _reset(connection.client)
+            server = connection.server
+            if server is not None and self._closing.is_set():
+                _reset(server)
 
     def heal(self) -> None:
         """Everything works from now on."""
@@ -368,8 +371,6 @@ class FaultyProxy:
                 self._connections.discard(connection)
             connection.reader.close()
             connection.client.close()
-            if connection.server is not None:
-                connection.server.close()
 
     def _one(self, connection: _Connection) -> bool:
         """One request and its answer; False when the connection is at its end."""
@@ -425,24 +426,17 @@ class FaultyProxy:
         return True
 
     def _ask_server(self, connection: _Connection, request: Request) -> Answer:
+        """On a connection of its own, so that no server's way of keeping one alive plays a part."""
         parts = urlsplit(self.upstream_url)
-        for attempt in range(2):
-            fresh = connection.server is None
-            if connection.server is None:
-                assert parts.hostname is not None
-                assert parts.port is not None
-                connection.server = socket.create_connection((parts.hostname, parts.port))
-            server = connection.server
+        assert parts.hostname is not None
+        assert parts.port is not None
+        with socket.create_connection((parts.hostname, parts.port)) as server:
+            connection.server = server
             try:
                 server.sendall(request.raw + request.body)
                 return _read_answer(server, request.method)
-            except (OSError, HTTPException):
-                # The server closed an idle connection, which a request would then meet.
-                server.close()
+            finally:
                 connection.server = None
-                if fresh or attempt:
-                    raise
-        raise AssertionError("unreachable")
 
     def _strike(self, method: str, target: str, raw: bytes) -> Fault | None:
         with self._lock:
