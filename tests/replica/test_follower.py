@@ -22,7 +22,6 @@ from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import following
 from tests.replica.conftest import Mount, Mounter
 
-
 only_local = pytest.mark.parametrize("store_config", ["local"], indirect=True)
 """What the kind of store has no part in."""
 
