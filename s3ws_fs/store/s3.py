@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -162,19 +162,29 @@ class S3Store(ObjectStore):
                     self._wire, self._limits, target, attributes, conditions, source, was_ours
                 )
             else:
-                request = partial(
-                    self._wire.client.put_object,
-                    **target,
-                    **attributes,
-                    **conditions,
-                    Body=source.stream(),
+
+                def request() -> dict[str, Any]:
+                    # A reader of its own for each attempt: the one before left it at its end, and
+                    # botocore would send an empty body from there.
+                    body = source.stream()
+                    sent: dict[str, Any] = self._wire.client.put_object(
+                        **target, **attributes, **conditions, Body=body
+                    )
+                    return sent
+
+                answer = self._wire.send(
+                    "put",
+                    key,
+                    request,
+                    was_ours=was_ours,
+                    needs=("ETag",),
+                    size_bytes=source.size_bytes,
                 )
-                answer = self._wire.send("put", key, request, was_ours=was_ours, needs=("ETag",))
         except NotFoundError as exc:
             # AWS says 404 to If-Match on a key that is gone.
             raise ConflictError("put", key, "the object to replace is gone") from exc
         etag = _etag(answer)
-        return etag if source.size_bytes > limit else self._sure_etag(key, source, etag)
+        return etag if source.size_bytes > limit else self._sure_etag(key, source, etag, was_ours)
 
     def copy(
         self,
@@ -303,22 +313,27 @@ class S3Store(ObjectStore):
         """See ObjectStore.close."""
         self._wire.close()
 
-    def _sure_etag(self, key: str, source: Source, etag: str) -> str:
-        """The ETag of what was put, also when something on the way changed it in the answer.
+    def _sure_etag(
+        self, key: str, source: Source, etag: str, was_ours: Callable[[], dict[str, Any] | None]
+    ) -> str:
+        """The ETag of what was put, when it is certain that this is what was sent.
 
-        A wrong one, kept, would make the next condition fail: as if somebody else had been there.
-        Most servers give the MD5; where it is another one, HEAD has the last word, and a server
-        whose ETags are no MD5 (encryption does that) is not asked again.
+        Most servers give the MD5. Where it is another one, the object is looked at: something on
+        the way may have changed the answer (kept, a wrong ETag would make the next condition fail)
+        or the body. A server whose ETags are no MD5 (encryption does that) is not asked again.
+        Raises TransientError.
         """
         if not self._md5_etags or is_md5_of(etag, source):
             return etag
-        try:
-            found = self.head(key).etag
-        except NotFoundError:
+        with contextlib.suppress(NotFoundError):
+            etag = self.head(key).etag
+        if is_md5_of(etag, source):
             return etag
-        if found == etag:
-            self._md5_etags = False
-        return found
+        found = was_ours()
+        if found is None:
+            raise TransientError("put", key, "what stands there now is not what was sent")
+        self._md5_etags = False
+        return _etag(found)
 
     def _list_page(self, arguments: dict[str, Any]) -> dict[str, Any]:
         prefix = arguments["Prefix"]
