@@ -65,6 +65,9 @@ ANSWER_TIME_S: Final = 5.0
 
 ANSWER_POLL_S: Final = 0.02
 
+SAME_SIGNAL_S: Final = 1.0
+"""A signal so soon after another is no further one."""
+
 HAND_ON_WAIT_S: Final = 5.0
 """How long a flush under way may hold up a restart."""
 
@@ -341,8 +344,14 @@ class Daemon:
     # --- the end ---------------------------------------------------------------------------
 
     async def _obey(self, signals: Any) -> None:
+        first_s = None
         async for number in signals:
             name = signal.Signals(number).name
+            now_s = trio.current_time()
+            if first_s is not None and now_s - first_s < SAME_SIGNAL_S:
+                # To a whole group at once: it reaches us, and our holder, which passes it on.
+                continue
+            first_s = now_s
             if self._stop.is_set() and self.state == "unmounting":
                 log.warning("%s again: giving up on the final flush", name)
                 self._given_up.set()

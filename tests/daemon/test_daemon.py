@@ -22,7 +22,7 @@ import trio.testing
 from s3ws_fs.control import registry
 from s3ws_fs.core.config import MountConfig, WorkspaceId
 from s3ws_fs.core.errors import ExitCode, UserError
-from s3ws_fs.daemon.daemon import Daemon, _keep_running
+from s3ws_fs.daemon.daemon import SAME_SIGNAL_S, Daemon, _keep_running
 from s3ws_fs.daemon.parts import Parts
 from s3ws_fs.fuse import table
 from tests.support.mounting import (
@@ -256,7 +256,7 @@ def one_path_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_second_signal_gives_the_final_flush_up(
-    config: MountConfig, one_path_left: None
+    config: MountConfig, one_path_left: None, autojump_clock: trio.testing.MockClock
 ) -> None:
     replica = _StuckReplica()
     daemon = Daemon(config, lambda _: None)
@@ -268,6 +268,7 @@ async def test_a_second_signal_gives_the_final_flush_up(
     async def signals() -> AsyncIterator[int]:
         yield signal.SIGTERM
         await replica.flushing.wait()
+        await trio.sleep(SAME_SIGNAL_S)
         yield signal.SIGTERM
 
     async with trio.open_nursery() as nursery:
@@ -438,3 +439,26 @@ def test_the_daemons_log_is_json_when_asked(tmp_path: Path) -> None:
     with mounted_workspace(config) as child:
         entries = [json.loads(line) for line in child.log().splitlines()]
     assert any(entry["message"].startswith("mounted on") for entry in entries)
+
+
+async def test_a_signal_to_a_whole_group_counts_once(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It comes from the sender, and from the holder; the second one gives up the final flush."""
+    daemon = Daemon(workspace_config(tmp_path), lambda _: None)
+    send, receive = trio.open_memory_channel[int](0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(daemon._obey, receive)
+        await send.send(signal.SIGTERM)
+        await trio.testing.wait_all_tasks_blocked()
+        assert daemon._stop.is_set()
+        daemon.state = "unmounting"
+        await trio.sleep(0.9 * SAME_SIGNAL_S)
+        await send.send(signal.SIGTERM)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not daemon._given_up.is_set()
+        await trio.sleep(SAME_SIGNAL_S)
+        await send.send(signal.SIGTERM)
+        await trio.testing.wait_all_tasks_blocked()
+        assert daemon._given_up.is_set()
+        nursery.cancel_scope.cancel()
