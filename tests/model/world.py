@@ -3,7 +3,8 @@
 Invariants
 1. Every event ends with a mount; what was acknowledged before it is there after it: every
    attribute, time, inode number, extended attribute and byte.
-2. Handles and mappings do not outlive a mount: they are closed before an end, and lost by a kill.
+2. Handles and mappings do not outlive a mount: they are closed before an end, and lost by a kill;
+   but they go on when only the daemon is replaced.
 3. `end` leaves nothing behind, whatever happened.
 
 Called by machine and by the tests of tests.model.
@@ -37,7 +38,9 @@ from tests.support.mounting import (
 from tests.support.pair import let_others_pass
 from tests.support.seaweed import Seaweed
 
-EVENTS: Final = ("sync", "kill_worker", "kill", "remount", "fresh", "fresh_cold", "host_lost")
+EVENTS: Final = (
+    *("sync", "kill_worker", "replace", "kill", "remount", "fresh", "fresh_cold", "host_lost"),
+)
 """What may happen to a workspace; each is a method of World (`do_` before its name)."""
 
 END_S_MAX: Final = 120.0
@@ -88,7 +91,8 @@ class World:
 
     def mount(self) -> None:
         """Mount on whatever cache there is."""
-        self._daemon = self._mounted.enter_context(mounted_workspace(self.config, env=self.env))
+        mounted = mounted_workspace(self.config, env=self.env, held=True)
+        self._daemon = self._mounted.enter_context(mounted)
 
     def end(self) -> None:
         """Invariant 3."""
@@ -138,8 +142,14 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def do_replace(self, twins: Twins) -> None:
+        """SIGKILL the daemon alone: the next one goes on with this mount, and with open files."""
+        before = self._tree()
+        self.daemon.kill_daemon()
+        self._same(before)
+
     def do_kill(self, twins: Twins) -> None:
-        """SIGKILL the daemon with files open, and mount on its cache."""
+        """SIGKILL daemon and holder with files open, and mount on their cache."""
         before = self._tree()
         self._killed(twins)
         self.mount()

@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,9 @@ import pytest
 
 from s3ws_fs.control import client, registry
 from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
+from s3ws_fs.core.errors import UserError
 from s3ws_fs.fuse import table
+from s3ws_fs.holder import HOLDER_PROGRAM
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S: Final = 30.0
@@ -112,6 +115,57 @@ class Workspace(Child):
     """A mounted workspace with a whole daemon."""
 
     config: MountConfig
+    is_held: bool = False
+    """The process is a holder, and the daemon its child."""
+
+    def daemon_pid(self) -> int:
+        """The daemon's own process id."""
+        if not self.is_held:
+            return self.pid
+        info = registry.read(self.config.runtime_dir, self.config.mountpoint)
+        assert info is not None, "no daemon is registered"
+        return info.pid
+
+    def kill(self) -> None:
+        """SIGKILL, the holder first: as when a container dies; the dead mount stays."""
+        daemon = os.pidfd_open(self.daemon_pid())
+        try:
+            super().kill()
+            _kill(daemon)
+        finally:
+            os.close(daemon)
+
+    def kill_daemon(self) -> None:
+        """SIGKILL the daemon alone; returns when another one serves. Only with a holder."""
+        killed = self.daemon_pid()
+        daemon = os.pidfd_open(killed)
+        try:
+            _kill(daemon)
+        finally:
+            os.close(daemon)
+
+        def serves() -> bool:
+            if self.daemon_pid() == killed:
+                return False
+            try:
+                return bool(self.status()["state"] == "ready")
+            except UserError:
+                return False
+
+        wait_until(serves, timeout_s=READY_TIMEOUT_S, what=self.log())
+
+    def end(self) -> None:
+        """Invariant 1, of both."""
+        try:
+            daemon = os.pidfd_open(self.daemon_pid())
+        except (AssertionError, ProcessLookupError):
+            super().end()
+            return
+        try:
+            super().end()
+            _kill(daemon)
+        finally:
+            os.close(daemon)
 
     def control(self, cmd: str, *, timeout_s: float = 60.0, **args: Any) -> dict[str, Any]:
         """One request over the control socket. Raises what the daemon answered."""
@@ -121,6 +175,15 @@ class Workspace(Child):
     def status(self) -> dict[str, Any]:
         """The status document."""
         return self.control("status")
+
+
+def _kill(pidfd: int) -> None:
+    """SIGKILL a process, if it still runs, and wait for its end."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert poll.poll(EXIT_TIMEOUT_S * 1000), "a killed process did not end"
 
 
 def workspace_config(base: Path, **overrides: Any) -> MountConfig:
@@ -146,20 +209,28 @@ def workspace_config(base: Path, **overrides: Any) -> MountConfig:
 
 @contextlib.contextmanager
 def mounted_workspace(
-    config: MountConfig, *, env: Mapping[str, str] | None = None
+    config: MountConfig, *, env: Mapping[str, str] | None = None, held: bool = False
 ) -> Iterator[Workspace]:
-    """Mount by a real daemon process, and end it for sure. Raises AssertionError with its log."""
+    """Mount by a real daemon process, and end it for sure. Raises AssertionError with its log.
+
+    With `held` a holder starts it, and another when it dies.
+    """
     require_fuse()
     fd = os.memfd_create("config")
     os.write(fd, config.dumps())
     os.lseek(fd, 0, os.SEEK_SET)
     log_path = Path(config.cache_dir) / "test-daemon.log"
-    command = [sys.executable, "-m", "s3ws_fs.daemon", "--config-fd", str(fd)]
+    command, of_daemon = [sys.executable, "-m", "s3ws_fs.daemon"], []
+    if held:
+        of_daemon = ["--", *command]
+        command = [sys.executable, "-I", "-S", "-E", HOLDER_PROGRAM]
+        command += ["--mountpoint", config.mountpoint]
     try:
-        process, events = _spawn(command, log_path, (fd,), env or {})
+        command += ["--config-fd", str(fd)]
+        process, events = _spawn(command, log_path, (fd,), env or {}, of_daemon)
     finally:
         os.close(fd)
-    child = Workspace(process, Path(config.mountpoint), log_path, events, config)
+    child = Workspace(process, Path(config.mountpoint), log_path, events, config, held)
     try:
         if not events or events[-1]["event"] != "ready":
             raise AssertionError(f"not ready: {events}\n{child.log()}")
@@ -189,13 +260,17 @@ def mounted_layer(base: Path, **options: Any) -> Iterator[Child]:
 
 
 def _spawn(
-    command: list[str], log_path: Path, fds: tuple[int, ...], env: Mapping[str, str]
+    command: list[str],
+    log_path: Path,
+    fds: tuple[int, ...],
+    env: Mapping[str, str],
+    further: Sequence[str] = (),
 ) -> tuple[subprocess.Popen[bytes], list[dict[str, Any]]]:
     """Start a child and read its ready pipe to the end."""
     ready, theirs = os.pipe()
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            [*command, "--ready-fd", str(theirs)],
+            [*command, "--ready-fd", str(theirs), *further],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
