@@ -43,6 +43,7 @@ Exit codes:
   13  check found no damage, but what somebody else changed or added
   14  the daemon kept dying: the mount was ended, the cache keeps everything
   15  restart: this mount can't be handed to another daemon
+  16  another mount holds the workspace's lease
 """
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,10 +88,20 @@ def _make_default_store(settings: Settings, default: str) -> None:
 @click.argument("mountpoint", type=click.Path(path_type=str))
 @click.option("--foreground", is_flag=True, help="Stay, and end with the mount (for containers).")
 @click.option("--nonempty", is_flag=True, help="Mount over a directory that is not empty.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take the workspace from the mount that holds it, which can save nothing more.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the mount as JSON.")
 @setting_flags()
 def mount(
-    mountpoint: str, foreground: bool, nonempty: bool, as_json: bool, **overrides: Any
+    mountpoint: str,
+    foreground: bool,
+    nonempty: bool,
+    take_over: bool,
+    as_json: bool,
+    **overrides: Any,
 ) -> None:
     """Mount a workspace on MOUNTPOINT and return when it is ready.
 
@@ -100,6 +111,7 @@ def mount(
     """
     settings = Settings.load(os.environ, overrides)
     config = settings.mount_config(launch.canonical_mountpoint(mountpoint))
+    config = replace(config, take_over=take_over)
     _make_default_store(settings, default_storage_path(os.environ, os.geteuid()))
     if foreground:
         launch.exec_foreground(config, nonempty=nonempty)

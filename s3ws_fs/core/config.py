@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from s3ws_fs.core import jsontext
 from s3ws_fs.core.errors import ExitCode, FormatError, UserError
 from s3ws_fs.core.ids import canonical_id, canonical_root_prefix
+from s3ws_fs.core.lease import LEASE_S, LEASE_S_MAX, LEASE_S_MIN
 from s3ws_fs.core.outside import KEEP_BOTH, POLICIES
 
 StoreType = Literal["s3", "local"]
@@ -142,7 +143,8 @@ class WorkspaceId:
 class MountConfig:
     """Everything the daemon needs. Paths are absolute; id maps are (stored, shown) pairs.
 
-    `root_mode` holds the permission bits of a new workspace's root directory.
+    `root_mode` holds the permission bits of a new workspace's root directory. `take_over`: take the
+    lease from whoever holds it.
     """
 
     mountpoint: str
@@ -164,6 +166,8 @@ class MountConfig:
     unmount_grace_s: float = 10.0
     sync_point_interval_s: float = 5.0
     read_timeout_s: float = 60.0
+    lease_s: float = LEASE_S
+    take_over: bool = False
     log_level: str = "info"
     log_format: LogFormat = "text"
     adaptive_wait_us: int = 40
@@ -183,6 +187,7 @@ class MountConfig:
         _in_range("unmount_grace_s", self.unmount_grace_s, 0.0, INTERVAL_S_MAX)
         _in_range("sync_point_interval_s", self.sync_point_interval_s, 0.1, INTERVAL_S_MAX)
         _in_range("read_timeout_s", self.read_timeout_s, 0.1, INTERVAL_S_MAX)
+        _in_range("lease_s", self.lease_s, LEASE_S_MIN, LEASE_S_MAX)
         _in_range("adaptive_wait_us", self.adaptive_wait_us, 0, ADAPTIVE_WAIT_US_MAX)
         _in_range(
             "follow_interval_s", self.follow_interval_s, FOLLOW_INTERVAL_S_MIN, INTERVAL_S_MAX

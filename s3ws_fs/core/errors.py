@@ -41,6 +41,7 @@ class ExitCode(enum.IntEnum):
     CHANGED_OUTSIDE = 13
     GAVE_UP = 14
     CANT_RESTART = 15
+    HELD = 16
     RESTART = 75
 
 

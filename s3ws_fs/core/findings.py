@@ -84,6 +84,7 @@ CODES: Final[dict[str, str]] = {
     # --- the bucket
     "workspace-file": "journal/workspace.json is missing or wrong",
     "mirrored-file": "journal/mirrored.json is wrong",
+    "lease-file": "journal/lease.json is wrong: the next mount needs --take-over",
     "object-missing": "an object that records name is missing",
     "object-size": "an object is shorter than what records place in it",
     "object-damaged": "an object's bytes are not those its digests vouch for",

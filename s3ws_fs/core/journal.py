@@ -101,7 +101,8 @@ class Header:
 
     `generation`, `next_ino`, `used_bytes`, `inodes` are the counters at the freeze; `mirrored` is
     the generation up to which the mirror was known complete then. `flush_id` names one attempt to
-    seal, `writer` the cache that made it, `host` is what a person would call that.
+    seal, `writer` the cache that made it, `host` is what a person would call that. `epoch` is that
+    of the writer's lease, 0 before there were leases.
     """
 
     kind: str
@@ -124,6 +125,7 @@ class Header:
     records_hash: str
     puts: int
     tombs: int
+    epoch: int = 0
     format: int = FORMAT_VERSION
     codec: str = "zlib"
 
@@ -152,6 +154,23 @@ def encode_header(header: Header) -> bytes:
     return raw + _digest(raw)
 
 
+def empty_object(header: Header) -> bytes:
+    """A whole object of `header` that has neither data nor records."""
+    raw = encode_header(header)
+    return raw + _digest(raw)
+
+
+NO_RECORDS_HASH: Final = _digest(b"").hex()
+"""`records_hash` of an object without records."""
+
+
+def json_digest(value: dict[str, Any]) -> str:
+    """Digest (hex) of a JSON object's members but `digest`: sorted by name, without spaces."""
+    members = {name: member for name, member in value.items() if name != "digest"}
+    text = json.dumps(members, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
 def header_hash(raw: bytes) -> str:
     """The digest (hex) at the end of an encoded header: what the next segment calls `prev_hash`."""
     return bytes(raw[HEADER_BYTES - DIGEST_BYTES : HEADER_BYTES]).hex()
@@ -177,6 +196,7 @@ def _check_header(found: Any, where: str) -> Header:
     if found.get("format") != FORMAT_VERSION or found.get("codec") != "zlib":
         version = f"format {found.get('format')!r}, codec {found.get('codec')!r}"
         raise FormatError(where, f"written by another version of this program ({version})")
+    found.setdefault("epoch", 0)
     if not found.keys() >= _ALL_FIELDS:
         missing = ", ".join(sorted(_ALL_FIELDS - found.keys()))
         raise FormatError(where, f"its header lacks {missing}")

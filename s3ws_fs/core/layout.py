@@ -6,6 +6,7 @@ Keys (docs/format.md; all relative to the workspace prefix)
     journal/ckpt/{number:016x}      checkpoints: the whole metadata as of segment `number`
     journal/blob/{object id:016x}   large data that a segment names (top bit of the id set)
     journal/mirrored.json           generation up to which the mirror was last complete
+    journal/lease.json              who may write, and for how long
     files/{escaped path}            the mirror
 
 Invariants
@@ -28,6 +29,7 @@ from s3ws_fs.core.types import BLOB_BIT
 
 WORKSPACE_KEY: Final = "journal/workspace.json"
 MIRRORED_KEY: Final = "journal/mirrored.json"
+LEASE_KEY: Final = "journal/lease.json"
 SEG_PREFIX: Final = "journal/seg/"
 CKPT_PREFIX: Final = "journal/ckpt/"
 BLOB_PREFIX: Final = "journal/blob/"

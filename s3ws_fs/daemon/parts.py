@@ -128,13 +128,16 @@ class Parts:
 
     def services(self, config: MountConfig) -> dict[str, Callable[[], Awaitable[None]]]:
         """What runs until the end, by name (the hydrator ends with the mount)."""
-        return {
+        found: dict[str, Callable[[], Awaitable[None]]] = {
             "flusher": self.replica.run,
             "store watch": self.replica.watch,
             "reaper": partial(self.reaper.run, self.fs, self.kernel),
             "room": self.room.run,
             "sync points": partial(self.durability.run, config.sync_point_interval_s),
         }
+        if isinstance(self.replica, Replicator):
+            found["lease"] = self.replica.keep_lease
+        return found
 
 
 def status_document(

@@ -72,6 +72,7 @@ class Flusher:
         *,
         randbits: RandBits,
         host: str,
+        epoch: Callable[[], int],
     ) -> None:
         self._cache = cache
         self._worker = worker
@@ -79,11 +80,13 @@ class Flusher:
         self._ensure = ensure
         self._randbits = randbits
         self._host = host
+        self._epoch = epoch
         self._sealed: Sealed | None = None
         self._segments = 0
         self._segment_bytes = 0
         self.state = "idle"
         self.fenced: wire.FencedError | None = None
+        self.fenced_s = 0.0
         self.sealed_generation = 0
         self.mirrored_generation = 0
         self.last_sealed_s: float | None = None
@@ -116,8 +119,7 @@ class Flusher:
         try:
             return await self._flush()
         except wire.FencedError as exc:
-            self.fenced = exc
-            self._sealed = None
+            self.fence(exc)
             raise
         except wire.OwnSealError as exc:
             self._sealed = None
@@ -127,6 +129,13 @@ class Flusher:
             raise
         finally:
             self.state = "idle"
+
+    def fence(self, by: wire.FencedError) -> None:
+        """Another writer has taken over (invariant 4)."""
+        if self.fenced is None:
+            self.fenced = by
+            self.fenced_s = trio.current_time()
+        self._sealed = None
 
     async def _flush(self) -> tuple[str, bool]:
         if not self._cache.restore_complete:
@@ -153,6 +162,7 @@ class Flusher:
             "created_ns": freeze_ns,
             "checkpoint": due,
             "prefix_bytes": len(self._config.workspace.prefix),
+            "epoch": self._epoch(),
         }
         frozen = await self._worker.ask("freeze", freeze=ask)
         generation = frozen["generation"]

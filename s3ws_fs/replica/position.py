@@ -14,8 +14,9 @@ Meta values kept in the cache
 Invariants
 1. A bucket that went on without us is never written to from this cache: with no unsealed change the
    cache is rebuilt, else it is refused (exit 9).
-2. A segment of ours that we do not remember (a lost answer) is adopted only if the cache is not
-   older than it.
+2. A segment of ours that we do not remember (a lost answer, a power cut) is adopted only if the
+   cache is not older than it. A fence (an empty segment of ours) says nothing of what is below it:
+   it is adopted only on top of the segment we remember.
 
 Called by replica.
 """
@@ -131,6 +132,9 @@ def compare(cache: Cache, state: dict[str, Any], writer: str) -> str:
             return NEWER
         return SAME
     header = state["header"]
+    is_fence = not header["puts"] and not header["tombs"]
+    if is_fence and (newest != sealed.number + 1 or header["prev_hash"] != sealed.hash):
+        return NEWER
     if header["writer"] == writer and header["generation"] <= cache.generation:
         remember(cache, Sealed(newest, state["header_hash"], header["generation"]))
         return SAME

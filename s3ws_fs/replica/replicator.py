@@ -5,7 +5,10 @@ Invariants
 2. The mirror never holds up a seal: when a flush is due, the pass is ended early and goes on later.
 3. An error never ends the service: health is degraded since then, the wait grows, and the next
    cycle begins by learning where the bucket stands.
-4. Fenced is final: the service stops, everything stays in the cache, and every end says so.
+4. Fenced is final: the service stops, everything stays in the cache, and every end says so. Reads
+   go on, and local changes go to the cache, where `s3ws rescue` finds them.
+5. A mount that began without the store (or was adopted) is verified, position and lease, before its
+   first flush.
 
 Called by the daemon.
 """
@@ -36,8 +39,10 @@ from s3ws_fs.replica import position, report, restore
 from s3ws_fs.replica.flusher import Flusher, Pass
 from s3ws_fs.replica.hydrate import Hydrator
 from s3ws_fs.replica.importing import Import
+from s3ws_fs.replica.lease import LeaseKeeper
 from s3ws_fs.replica.outside import OutsideChanges
 from s3ws_fs.transfer.client import Start, WorkerClient, start_process
+from s3ws_fs.transfer.deadline import boot_s
 from s3ws_fs.transfer.objects import LATE
 from s3ws_fs.transfer.wire import FencedError
 
@@ -77,6 +82,7 @@ class Replicator:
         randbits: RandBits = secrets.randbits,
         host: str | None = None,
         start_worker: Start = start_process,
+        boot: Callable[[], float] = boot_s,
     ) -> None:
         """`host`: what a person calls this machine, when not by its own name."""
         self._config = config
@@ -93,13 +99,24 @@ class Replicator:
             reader_check=cache.reader_check,
             start=start_worker,
         )
+        host = position.host_name() if host is None else host
+        self._lease = LeaseKeeper(
+            cache,
+            self.worker,
+            config.lease_s,
+            host=host,
+            boot=boot,
+            random01=random01,
+            randbits=randbits,
+        )
         self._flusher = Flusher(
             cache,
             self.worker,
             config,
             durability.ensure,
             randbits=randbits,
-            host=position.host_name() if host is None else host,
+            host=host,
+            epoch=lambda: self._lease.epoch,
         )
         self._hydrator = Hydrator(cache, self.worker, config.read_timeout_s, random01)
         self._policy = Debounce(config.debounce_min_s, config.debounce_max_s)
@@ -111,7 +128,8 @@ class Replicator:
         self._next_try_s = 0.0
         self._degraded_since_s: float | None = None
         self._error: str | None = None
-        self._prepared = False
+        self._verified = False
+        self._is_adopted = False
         self._paused = False
         self.final_error: str | None = None
         """Why the final flush could not save everything."""
@@ -143,16 +161,18 @@ class Replicator:
     async def prepare(self, progress: Progress) -> None:
         """Restore or verify the cache. Raises UserError; then nothing was pushed."""
         try:
-            await restore.prepare(
+            away = await restore.prepare(
                 self._cache,
                 self.worker,
                 self._config,
+                self._lease,
                 progress,
                 randbits=self._randbits,
                 bring_in=self._importer,
             )
         except BaseException:
             with trio.CancelScope(shield=True):
+                await self._lease.give_back()
                 await self.worker.close()
             raise
         self._hydrator.note_done_without()
@@ -160,16 +180,22 @@ class Replicator:
         if self._outside is not None:
             self._outside.load()
             self._scan_due = True
-        self._prepared = True
+        self._verified = away is None
+        if away is not None:
+            self._judge(away)
         self._note_old_dirt()
 
     def take_over(self) -> None:
-        """Go on where the daemon before was killed or replaced: nothing is asked of the store."""
+        """Go on where the daemon before was killed or replaced: nothing is asked of the store.
+
+        Position and lease are verified before the first flush, and the lease is taken from nobody,
+        whatever the mount was started with: its command is an old one by now.
+        """
         restore.take_over(self._cache, self.worker)
         self._flusher.load()
         if self._outside is not None:
             self._outside.load()
-        self._prepared = True
+        self._is_adopted = True
         self._note_old_dirt()
 
     async def _importer(self, progress: Progress) -> bool:
@@ -181,6 +207,27 @@ class Replicator:
         for path, why in bringing.left.items():
             self._outside.leave(path, why)
         return done
+
+    async def _verify(self) -> None:
+        """Raises FencedError, StoreError, UserError."""
+        if not self._verified:
+            await restore.verify(
+                self._cache,
+                self.worker,
+                self._config,
+                self._lease,
+                randbits=self._randbits,
+                is_adopted=self._is_adopted,
+            )
+            self._verified = True
+
+    async def keep_lease(self) -> None:
+        """The service that keeps the lease of an idle mount, until cancelled (or fenced)."""
+        try:
+            await self._lease.run()
+        except FencedError as exc:
+            self._judge(exc)
+            self._changed.set()
 
     def _note_old_dirt(self) -> None:
         """Dirt of an earlier mount is as old as it is."""
@@ -259,8 +306,11 @@ class Replicator:
 
     def _due_s(self, now_s: float) -> float | None:
         due_s = self._policy.due_s()
-        if due_s is None and self._mirror_behind():
-            due_s = now_s
+        if due_s is None and self._flusher.fenced is None:
+            if not self._verified:
+                due_s = now_s
+            elif self._mirror_behind():
+                due_s = now_s + self._lease.quiet_left_s()
         return None if due_s is None else max(due_s, self._next_try_s)
 
     async def _cycle_safely(self) -> bool:
@@ -272,6 +322,8 @@ class Replicator:
         return self._judge(error)
 
     def _judge(self, error: Exception | None) -> bool:
+        if isinstance(error, FencedError):
+            self._flusher.fence(error)
         if error is None:
             if self._error is not None:
                 log.info("the bucket is in step again")
@@ -296,12 +348,18 @@ class Replicator:
         if progress is not None:
             progress({"phase": "sealing"})
         try:
-            unknown = await self._reconcile()
+            await self._verify()
+            is_quiet = self._lease.quiet_left_s() > 0
+            unknown = None if is_quiet else await self._reconcile()
             flush_id, has_mirror_work = await self._flusher.flush()
         except BaseException:
             if oldest_s is not None:
                 self._policy.restore_dirt(oldest_s)
             raise
+        self._lease.used()
+        if is_quiet:
+            await self._flusher.drop()
+            return None
         if unknown is not None or not has_mirror_work:
             await self._flusher.drop()
             if unknown is None:
@@ -418,6 +476,7 @@ class Replicator:
             done = self._flusher.mirrored_generation >= wanted and is_known
             if done or (self._flusher.sealed_generation >= wanted and self._flusher.conflicts):
                 break
+            await self._lease.quiet_over(progress)
         return {
             "generation": wanted,
             "sealed": self._flusher.sealed_generation,
@@ -455,6 +514,8 @@ class Replicator:
         tries = 0
         failpoints.hit(failpoints.FINAL_BEFORE)
         try:
+            if not self._verified and self._is_clean():
+                return []
             while tries < FINAL_TRIES:
                 async with self._cycle_lock:
                     error = await self._cycle_unless_silent(progress)
@@ -463,10 +524,14 @@ class Replicator:
                 self.final_error = None if error is None else str(error)
                 if isinstance(error, _SilentError):
                     break
-                if error is None and self._is_clean():
+                is_quiet = self._lease.quiet_left_s() > 0
+                if error is None and not is_quiet and self._is_clean():
+                    await self._lease.give_back()
                     failpoints.hit(failpoints.FINAL_AFTER)
                     return report.conflict_lines(self._flusher)
-                if error is not None:
+                if error is None:
+                    await self._lease.quiet_over(progress)
+                else:
                     tries += 1
                     if tries < FINAL_TRIES:
                         progress({"phase": "waiting for the store", "error": str(error)})
@@ -541,6 +606,7 @@ class Replicator:
             "hydration": report.hydration(self._hydrator),
             "requests": self.worker.requests,
             "worker_pid": self.worker.pid,
+            "lease": self._lease.status(),
         }
 
     def _flush_status(self, now_s: float) -> dict[str, Any]:
@@ -563,6 +629,11 @@ class Replicator:
     def _health(self, now_s: float) -> dict[str, Any]:
         fenced = self._flusher.fenced
         if fenced is not None:
-            return {"state": "fenced", "since_s": None, "error": str(fenced)}
+            return {
+                "state": "fenced",
+                "since_s": round(now_s - self._flusher.fenced_s, 3),
+                "by": fenced.holder,
+                "error": str(fenced),
+            }
         flushing = (self._error, self._degraded_since_s)
         return report.health(now_s, flushing, self.worker.late, self._hydrator.trouble)

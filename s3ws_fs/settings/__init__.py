@@ -20,6 +20,7 @@ from s3ws_fs.core import config as limits
 from s3ws_fs.core.config import IdMap, MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import UserError
 from s3ws_fs.core.ids import canonical_id, canonical_root_prefix
+from s3ws_fs.core.lease import LEASE_S, LEASE_S_MAX, LEASE_S_MIN
 from s3ws_fs.settings.sources import (
     OPTIONS,
     Option,
@@ -80,6 +81,7 @@ class Settings(BaseModel):
     unmount_grace_s: float = Field(default=10.0, ge=0, le=limits.INTERVAL_S_MAX)
     sync_point_interval_s: float = Field(default=5.0, ge=0.1, le=limits.INTERVAL_S_MAX)
     read_timeout_s: float = Field(default=60.0, ge=0.1, le=limits.INTERVAL_S_MAX)
+    lease_s: float = Field(default=LEASE_S, ge=LEASE_S_MIN, le=LEASE_S_MAX)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     adaptive_wait_us: int = Field(default=40, ge=0, le=limits.ADAPTIVE_WAIT_US_MAX)
@@ -187,6 +189,7 @@ class Settings(BaseModel):
             unmount_grace_s=self.unmount_grace_s,
             sync_point_interval_s=self.sync_point_interval_s,
             read_timeout_s=self.read_timeout_s,
+            lease_s=self.lease_s,
             log_level=self.log_level,
             log_format=self.log_format,
             adaptive_wait_us=self.adaptive_wait_us,

@@ -93,6 +93,10 @@ OPTIONS: Final[dict[str, Option]] = {
         ("WORKSPACE_READ_TIMEOUT",),
         "Seconds that a read of what is only in the bucket waits for the store.",
     ),
+    "lease_s": Option(
+        ("WORKSPACE_LEASE_S",),
+        "Seconds after which another host may take a workspace whose host is gone.",
+    ),
     "log_level": Option(("WORKSPACE_LOG_LEVEL",), "debug, info, warning or error."),
     "log_format": Option(("WORKSPACE_LOG_FORMAT",), "text or json."),
     "adaptive_wait_us": Option(

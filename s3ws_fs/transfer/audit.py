@@ -27,8 +27,9 @@ from s3ws_fs.cache.tableset import PathFinder, TableSet
 from s3ws_fs.cache.verify import TreeCheck
 from s3ws_fs.cache.verify_mirror import Behind, changed_inodes
 from s3ws_fs.core import layout
-from s3ws_fs.core.errors import UserError
+from s3ws_fs.core.errors import FormatError, NotFoundError, UserError
 from s3ws_fs.core.findings import Finding, Report, Severity, damage, make
+from s3ws_fs.core.lease import decode_lease
 from s3ws_fs.core.records import MirrorRow
 from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import PROBE_PREFIX, ScopedStore
@@ -45,7 +46,7 @@ TRIES_MAX: Final = 3
 LISTING_STEP: Final = 1000
 UNNAMED: Final = ("compressed/", "git/", PROBE_PREFIX, layout.FILES_PREFIX)
 """Prefixes of ours whose objects the journal does not name."""
-SINGLE: Final = (layout.WORKSPACE_KEY, layout.MIRRORED_KEY)
+SINGLE: Final = (layout.WORKSPACE_KEY, layout.MIRRORED_KEY, layout.LEASE_KEY)
 
 
 @dataclass(slots=True)
@@ -101,6 +102,7 @@ class _Attempt:
         """Everything, in order."""
         self._list()
         workspace = self._workspace()
+        self._lease()
         self._journal(workspace)
         mirrored = self._mirrored(workspace)
         replayed, tree = self._replay(mirrored)
@@ -149,6 +151,17 @@ class _Attempt:
             message = "it is missing beside a journal"
             self._report.add(damage("workspace-file", layout.WORKSPACE_KEY, message))
         return uuid
+
+    def _lease(self) -> None:
+        if layout.LEASE_KEY not in self._listing:
+            return
+        try:
+            decode_lease(self._store.get(layout.LEASE_KEY).data, layout.LEASE_KEY)
+        except NotFoundError:
+            return
+        except FormatError as exc:
+            message = f"{exc.why}: the next mount needs --take-over"
+            self._report.add(damage("lease-file", layout.LEASE_KEY, message))
 
     def _journal(self, workspace: str | None) -> None:
         objects = journal_objects(self._listing)

@@ -9,6 +9,7 @@ Invariants
    may take as long as it takes: it answers pings all the while, with what it waits for (`late`).
 4. After a death the cache's reader slots are checked, so that a dead reader pins no pages.
 5. Secrets reach the worker by its inherited environment only.
+6. `hello["lease"]` is the newest proof that a worker reported: the next worker goes on from it.
 
 Called by replica (in the daemon, on the trio loop).
 """
@@ -265,6 +266,8 @@ class WorkerClient:
                     self._now = message["requests"]
                 if message["id"] == PING_ID and "ok" in message:
                     self._note_late(message["ok"]["late"])
+                if "lease" in message:
+                    self.hello["lease"] = message["lease"]
                 asked = worker.asked.get(message["id"])
                 if asked is not None:
                     # Whoever asked may have given up meanwhile: its answer is dropped.

@@ -74,6 +74,7 @@ class FreezeRequest:
     created_ns: int
     checkpoint: bool
     prefix_bytes: int
+    epoch: int = 0
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> FreezeRequest:
@@ -284,6 +285,7 @@ def _freeze(
             records_hash=made.records_hash,
             puts=made.puts,
             tombs=made.tombs,
+            epoch=ask.epoch,
         )
 
     frozen.header = header(journal.KIND_SEGMENT, segment, (ask.number - 1, ask.prev_hash))

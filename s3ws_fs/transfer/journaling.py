@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import xxhash
-
 from s3ws_fs.core import failpoints, journal, jsontext, keys, layout
 from s3ws_fs.core.errors import (
     ConflictError,
@@ -96,13 +94,6 @@ def _bucket_error(message: str) -> UserError:
     )
 
 
-def _json_digest(value: dict[str, Any]) -> str:
-    """Digest (hex) of an object's other members: sorted by name, without spaces."""
-    members = {name: member for name, member in value.items() if name != "digest"}
-    text = json.dumps(members, sort_keys=True, separators=(",", ":"))
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
 def read_workspace(store: ScopedStore) -> str | None:
     """The uuid in journal/workspace.json; None when there is none. Raises UserError, StoreError."""
     try:
@@ -120,7 +111,7 @@ def read_workspace(store: ScopedStore) -> str | None:
             f"the workspace in the bucket has format {version!r} with extents of {extent!r} bytes; "
             f"this program knows format {FORMAT_VERSION} with {EXTENT_BYTES}"
         )
-    if digest != _json_digest(found):
+    if digest != journal.json_digest(found):
         raise _bucket_error(f"{layout.WORKSPACE_KEY} is damaged: its digest does not match")
     return uuid
 
@@ -133,7 +124,7 @@ def make_workspace(store: ScopedStore, uuid: str, created_ns: int) -> str:
         "extent_bytes": EXTENT_BYTES,
         "created_ns": created_ns,
     }
-    raw = json.dumps(body | {"digest": _json_digest(body)}, indent=1).encode()
+    raw = json.dumps(body | {"digest": journal.json_digest(body)}, indent=1).encode()
     try:
         store.put(layout.WORKSPACE_KEY, raw, content_type="application/json", if_none_match=True)
     except ConflictError:
@@ -152,7 +143,7 @@ def note_mirrored(store: ScopedStore, workspace: str, generation: int) -> None:
     Overwritten without condition: who writes it late (a fenced writer) names a smaller generation.
     """
     body = {"format": FORMAT_VERSION, "workspace": workspace, "generation": generation}
-    raw = json.dumps(body | {"digest": _json_digest(body)}).encode()
+    raw = json.dumps(body | {"digest": journal.json_digest(body)}).encode()
     failpoints.hit(failpoints.MIRROR_HINT)
     store.put(layout.MIRRORED_KEY, raw, content_type="application/json")
 
@@ -169,7 +160,7 @@ def read_mirrored(store: ScopedStore, workspace: str | None) -> int:
     generation = found.get("generation")
     if found.get("workspace") != workspace or type(generation) is not int:
         return 0
-    if found.get("digest") != _json_digest(found):
+    if found.get("digest") != journal.json_digest(found):
         return 0
     return min(max(0, generation), GENERATION_MAX)
 

@@ -33,6 +33,7 @@ from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.fetch import ExtentSource
 from s3ws_fs.transfer.freeze import Frozen
 from s3ws_fs.transfer.objects import ForeignObjectError, MirrorObjects, StaleSourceError
+from s3ws_fs.transfer.wire import FencedError
 
 RESULTS_BATCH: Final = 200
 SUBMIT_WINDOW: Final = 64
@@ -168,6 +169,8 @@ class MirrorPass:
             self._batch.removed.append(exc.path)
             return
         outcome.error = outcome.error or exc
+        if isinstance(exc, FencedError):
+            outcome.transient = TRANSIENT_STOP
         if isinstance(exc, TransientError):
             outcome.transient += 1
             # Perhaps only the answer was lost.

@@ -48,7 +48,7 @@ _KIND_OF: Final = {cls: kind for kind, cls in _STORE_KINDS.items()}
 
 
 class FencedError(S3wsError):
-    """Another writer sealed in our place. `holder` says who, for a person."""
+    """Another writer has the lease, or sealed in our place. `holder` says who, for a person."""
 
     def __init__(self, holder: str) -> None:
         self.holder = holder

@@ -6,12 +6,14 @@ Invariants
 1. It opens the cache read-only and writes only below the cache's spool directory.
 2. It may be killed at any moment: what it knows is in the cache, the bucket, or not yet promised.
 3. It ends by itself: when the parent's end closes (at once, whatever is under way), or after IDLE_S
-   without a request.
-4. Flush work (freeze, seal, mirror, …) runs one at a time in its lane; fetches have a lane of their
-   own, so that a person's read never waits behind a flush.
+   without a request (at once after `renew` with `then_end`, unless something else was asked for).
+4. Flush work (freeze, seal, mirror, …) runs one at a time in its lane; fetches (and renewals of the
+   lease) have lanes of their own, so that a person's read never waits behind a flush.
 5. "ping" is answered at once, whatever is under way, with the request that waits longest for the
    store: silence means that this process is stopped or stuck.
 6. A fetch that nobody waits for any more is not begun.
+7. What changes the bucket passes the gate (gate.py): without a proven lease nothing is sent, and
+   the kernel ends this process when a proof ends under a change.
 
 Started by client; called by nobody.
 """
@@ -32,6 +34,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -49,17 +52,23 @@ from s3ws_fs.core.errors import (
     TransientError,
     UserError,
 )
-from s3ws_fs.core.ids import RandBits
+from s3ws_fs.core.ids import RandBits, new_id
+from s3ws_fs.core.lease import GIVEN, OWN, Grant
 from s3ws_fs.core.types import Location
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.scoped import ScopedStore
-from s3ws_fs.transfer import following, journaling, outside, reconcile, spool, wire
+from s3ws_fs.transfer import following, journaling, leasing, outside, reconcile, spool, wire
 from s3ws_fs.transfer.ahead import Ahead
+from s3ws_fs.transfer.deadline import Deadline, boot_s
 from s3ws_fs.transfer.fetch import ExtentSource, coalesce, fetch_from_mirror, fetch_group
 from s3ws_fs.transfer.freeze import FreezeRequest, Frozen, Readable, freeze
+from s3ws_fs.transfer.gate import Gate, GatedStore
+from s3ws_fs.transfer.leasing import Claim
 from s3ws_fs.transfer.mirror import Batch, MirrorPass
 
 IDLE_S: Final = 60.0
+END_SOON_S: Final = 1.0
+"""After a renewal for a mount with nothing else to do."""
 NICENESS: Final = 5
 FETCH_LANES: Final = 3
 """Threads for reads asked for; of the store's connections they leave the rest to the flush."""
@@ -76,6 +85,10 @@ class Means:
     open_reader: Callable[[Path], Readable] = open_reader
     pool: Callable[[int, str], Executor] = ThreadPoolExecutor
     randbits: RandBits = secrets.randbits
+    boot: Callable[[], float] = boot_s
+    deadline: Callable[[], Deadline | None] = lambda: None
+    lock: Callable[[], AbstractContextManager[Any]] = threading.Lock
+    """The last three: see Gate."""
 
 
 class Worker:
@@ -92,6 +105,8 @@ class Worker:
         self._busy_lock = threading.Lock()
         self._flush_lane: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._store: ScopedStore | None = None
+        self._gate: Gate | None = None
+        self._end_soon = False
         self._reader: Readable | None = None
         self._frozen: Frozen | None = None
         self._ahead: Ahead | None = None
@@ -106,7 +121,8 @@ class Worker:
         """Serve until the parent's end closes or nothing was asked for IDLE_S."""
         threading.Thread(target=self._flush_loop, name="flush", daemon=True).start()
         while True:
-            ready, _, _ = select.select([self._sock], [], [], self._idle_s)
+            idle_s = min(END_SOON_S, self._idle_s) if self._end_soon else self._idle_s
+            ready, _, _ = select.select([self._sock], [], [], idle_s)
             if not ready:
                 with self._busy_lock:
                     if self._busy == 0 and self._frozen is None:
@@ -139,6 +155,8 @@ class Worker:
             ask["until_s"] = time.monotonic() + ask["patience_s"]
         with self._busy_lock:
             self._busy += 1
+        if ask["cmd"] != "ping":
+            self._end_soon = bool(ask.get("then_end"))
 
         def job() -> None:
             self._answer(ask)
@@ -148,7 +166,7 @@ class Worker:
             job()
         elif ask["cmd"] == "ping":
             job()
-        elif ask["cmd"] in ("fetch", "fetch-mirror", "check"):
+        elif ask["cmd"] in ("fetch", "fetch-mirror", "check", "renew"):
             self._fetches.submit(job)
         else:
             self._flush_lane.put(job)
@@ -174,6 +192,8 @@ class Worker:
             message = {"id": number, "error": wire.error_json(exc)}
         if self._store is not None:
             message["requests"] = self._store.counters.by_op()
+        if self._gate is not None and self._gate.grant is not None:
+            message["lease"] = self._gate.grant.to_json()
         with self._busy_lock:
             self._busy -= 1
         try:
@@ -187,6 +207,13 @@ class Worker:
         if self._store is None:
             raise PermanentError("worker", "", "hello comes first")
         return self._store
+
+    @property
+    def gate(self) -> Gate:
+        """The gate. Raises PermanentError before `hello`."""
+        if self._gate is None:
+            raise PermanentError("worker", "", "hello comes first")
+        return self._gate
 
     @property
     def reader(self) -> Readable:
@@ -209,12 +236,53 @@ class Worker:
         self._reader = means.open_reader(directory)
         self._ahead = Ahead(self._reader, directory, self._spool, means.randbits)
         how = {"read_only": True} if ask.get("read_only") else {}
-        self._store = means.open_store(config, ask["prefix"], **how)
+        store = means.open_store(config, ask["prefix"], **how)
+        self._gate = Gate(
+            store,
+            boot=means.boot,
+            deadline=means.deadline(),
+            randbits=means.randbits,
+            lock=means.lock,
+        )
+        if ask.get("lease") is not None:
+            self._gate.hold(Grant.from_json(ask["lease"]))
+        self._store = store if how else GatedStore(store, self._gate)
         self._transfers = means.pool(max(1, config.max_parallel - FETCH_LANES), "transfer")
         self._workspace = ask.get("workspace", "")
         if ask.get("conditional") is not None:
             self.store.assume(journaling.conditional_from(ask["conditional"]))
         return {"pid": os.getpid()}
+
+    def do_lease(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
+        """Take the lease, and shut out who had it. `state`: what stands then, unless as before."""
+        claim = Claim(**ask["claim"])
+        taking = self.gate.take(claim)
+        state = None
+        # Also when an earlier start of ours took it, and died before it had sealed.
+        if taking.is_from_another or (taking.how == OWN and not ask["ours"]):
+            state = leasing.seal_fence(
+                self.store,
+                claim,
+                taking.grant.lease.epoch,
+                uuid=ask["uuid"],
+                flush_id=new_id(self._means.randbits),
+            )
+        elif taking.how == GIVEN:
+            state = journaling.survey(self.store)
+        return {
+            "how": taking.how,
+            "was": None if taking.was is None else taking.was.who,
+            "quiet_s": taking.quiet_s,
+            "state": None if state is None else state.to_json(),
+        }
+
+    def do_renew(self, ask: dict[str, Any], part: Reply) -> None:
+        """Prove the lease; it lasts `lasts_s` from now on."""
+        self.gate.renew(ask["lasts_s"])
+
+    def do_release(self, ask: dict[str, Any], part: Reply) -> None:
+        """Give the lease back: all is done."""
+        self.gate.release()
 
     def do_probe(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Does it answer, and does it keep conditions? Raises UserError exit 6."""
@@ -474,7 +542,7 @@ def main() -> None:
         socket.socket(fileno=args.fd) as sock,
         contextlib.suppress(ConnectionError, KeyboardInterrupt),
     ):
-        Worker(sock, args.idle_s).run()
+        Worker(sock, args.idle_s, Means(deadline=Deadline)).run()
     # Threads may hang in the network for as long as its timeouts: nothing of theirs is needed.
     os._exit(0)
 

@@ -19,6 +19,7 @@ import signal
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,9 +90,10 @@ class World:
         assert self._daemon is not None, "not mounted"
         return self._daemon
 
-    def mount(self) -> None:
+    def mount(self, *, take_over: bool = False) -> None:
         """Mount on whatever cache there is."""
-        mounted = mounted_workspace(self.config, env=self.env, held=True)
+        config = replace(self.config, take_over=take_over)
+        mounted = mounted_workspace(config, env=self.env, held=True)
         self._daemon = self._mounted.enter_context(mounted)
 
     def end(self) -> None:
@@ -176,12 +178,12 @@ class World:
         self._same(before, with_bytes=False)
 
     def do_host_lost(self, twins: Twins) -> None:
-        """`s3ws sync`, then the host is gone with its disk; another one mounts."""
+        """`s3ws sync`, then the host is gone with its disk; another one takes over."""
         before = self._tree()
         self.daemon.control("sync")
         self._killed(twins)
         self._lose_cache()
-        self.mount()
+        self.mount(take_over=True)
         self._same(before)
 
     def _killed(self, twins: Twins) -> None:

@@ -170,6 +170,8 @@ def config(store_config: StoreConfig, tmp_path: Path) -> MountConfig:
         runtime_dir=str(tmp_path / "run"),
         debounce_min_s=0.05,
         debounce_max_s=1.0,
+        # So long that none is renewed: tests count requests.
+        lease_s=600.0,
     )
 
 
@@ -185,7 +187,9 @@ def bucket(config: MountConfig) -> Iterator[ScopedStore]:
 def mounter(config: MountConfig) -> Mounter:
     """`async with mounter() as m:` mounts; `cache="b"`: on another host, `run=True`: flushes.
 
-    `read_only=True`: follows (`run=True`: by itself). Further arguments are settings.
+    `read_only=True`: follows (`run=True`: by itself).
+    At the end nothing is flushed, but the lease is given back, unless the end is a `crash`.
+    `changes` are of the configuration, as `take_over=True`.
     """
 
     @contextlib.asynccontextmanager
@@ -195,11 +199,12 @@ def mounter(config: MountConfig) -> Mounter:
         run: bool = False,
         read_only: bool = False,
         on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
+        adopted: bool = False,
+        crash: bool = False,
         **changes: Any,
     ) -> AsyncIterator[Mount]:
-        own = replace(
-            config, cache_dir=f"{config.cache_dir}-{cache}", read_only=read_only, **changes
-        )
+        changes["read_only"] = read_only
+        own = replace(config, cache_dir=f"{config.cache_dir}-{cache}", **changes)
         opened = open_cache(
             Path(own.workspace_cache_dir),
             identity(own),
@@ -221,10 +226,14 @@ def mounter(config: MountConfig) -> Mounter:
             if isinstance(replica, Follower):
                 replica.is_open, replica.note_orphans = fs.is_open, fs.note_orphans
             try:
-                if isinstance(replica, Replicator):
+                if isinstance(replica, Follower):
+                    await replica.prepare(on_progress)
+                elif adopted:
                     replica.attach(fs)
-                await replica.prepare(on_progress)
-                if not read_only:
+                    replica.take_over()
+                else:
+                    replica.attach(fs)
+                    await replica.prepare(on_progress)
                     fs.make_root(uid=0, gid=0, mode=0o755)
                 fs.drop_orphans_unmounted()
                 async with trio.open_nursery() as nursery:
@@ -235,6 +244,8 @@ def mounter(config: MountConfig) -> Mounter:
                     nursery.cancel_scope.cancel()
             finally:
                 with trio.CancelScope(shield=True):
+                    if not crash and isinstance(replica, Replicator):
+                        await replica._lease.give_back()
                     await replica.worker.close()
 
     return mount

@@ -11,6 +11,7 @@ import trio
 from s3ws_fs.core import journal, layout
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import CacheError, ExitCode, FsError, TransientError, UserError
+from s3ws_fs.core.lease import LEASE_S_MIN
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.types import NeedExtents
 from s3ws_fs.store.scoped import ScopedStore
@@ -24,10 +25,10 @@ def the_segments(bucket: ScopedStore) -> list[str]:
 
 
 async def test_a_second_writer_is_fenced(mounter: Mounter, bucket: ScopedStore) -> None:
-    async with mounter("a") as first:
+    async with mounter("a", lease_s=LEASE_S_MIN) as first:
         first.write("a", b"1")
         await first.sync()
-        async with mounter("b") as second:
+        async with mounter("b", take_over=True) as second:
             second.write("b", b"2")
             await second.sync()
             before = the_segments(bucket)

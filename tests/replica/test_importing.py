@@ -41,8 +41,12 @@ def by_hand(bucket: ScopedStore) -> dict[str, bytes]:
 
 
 def listing(bucket: ScopedStore) -> dict[str, tuple[str, int]]:
-    """Every object of the workspace with its ETag and size."""
-    return {entry.key: (entry.etag, entry.size_bytes) for entry in bucket.list()}
+    """Every object of the workspace with its ETag and size, but for the lease."""
+    return {
+        entry.key: (entry.etag, entry.size_bytes)
+        for entry in bucket.list()
+        if entry.key != layout.LEASE_KEY
+    }
 
 
 def marker(m: Any, bucket: ScopedStore, path: str, metadata: dict[str, str]) -> None:

@@ -125,6 +125,8 @@ class Place:
                     yield Mount(config, cache, fs, cast(Replicator, replica))
                 finally:
                     with trio.CancelScope(shield=True):
+                        if isinstance(replica, Replicator):
+                            await replica._lease.give_back()
                         await replica.worker.close()
         finally:
             if not name:

@@ -233,7 +233,9 @@ class Process:
         """A request leaves for the store: what must hold by then."""
         cache = self.host.cache
         if op in ("put", "copy", "delete") and "/journal/probe/" not in key and cache is not None:
-            is_first = key.endswith("/journal/workspace.json")
+            # Before a restore the lease is taken, and who had it is shut out.
+            is_first = key.endswith(("/journal/workspace.json", "/journal/lease.json"))
+            is_first = is_first or (self._worker.is_taking and "/journal/seg/" in key)
             if not is_first and not cache.restore_complete:
                 raise Wrong(f"{op} {key} before the restore was complete")
 
@@ -248,6 +250,8 @@ class Process:
                         open_reader=self._open_reader,
                         pool=lambda workers, _: strands.StrandPool(workers, self, nursery),
                         randbits=world.ids.getrandbits,
+                        boot=world.now_s,
+                        lock=strands.StrandLock,
                     )
                     self._worker = _Worker(self, means)
                     await self._serve(nursery)
@@ -292,7 +296,7 @@ class Process:
             lane = contextlib.AsyncExitStack()
         elif command == "ping":
             lane = contextlib.AsyncExitStack()
-        elif command in ("fetch", "fetch-mirror", "check"):
+        elif command in ("fetch", "fetch-mirror", "check", "renew"):
             lane = self._fetch_lanes
         try:
             async with lane:
@@ -322,6 +326,15 @@ class _Worker(Worker):
     def __init__(self, process: Process, means: Means) -> None:
         super().__init__(cast("Any", None), means=means)
         self._process = process
+        self.is_taking = False
+
+    def do_lease(self, ask: dict[str, Any], part: Callable[..., None]) -> dict[str, Any]:
+        """And note that it is under way."""
+        self.is_taking = True
+        try:
+            return super().do_lease(ask, part)
+        finally:
+            self.is_taking = False
 
     @property
     def is_idle(self) -> bool:

@@ -127,6 +127,7 @@ class Life:
             randbits=self.world.ids.getrandbits,
             host=host.name,
             start_worker=host.start_worker,
+            boot=self.world.now_s,
         )
         self.reaper = Reaper()
         self.fs = SimFileSystem(
@@ -275,7 +276,7 @@ class Life:
         async with trio.open_nursery() as services:
             for service in (
                 self.replica.run, self._reap, self._sync_points, self._hydrate, self._watch,
-                self._kill_workers,
+                self._kill_workers, self.replica.keep_lease,
             ):  # fmt: skip
                 services.start_soon(service)
             await self._work()

@@ -139,6 +139,22 @@ def wait(wish: Wish) -> Any:
     return strand.wait(wish)
 
 
+class StrandLock:
+    """A lock that strands may hold while they wait."""
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+
+    def __enter__(self) -> None:
+        wait(self._lock.acquire)
+
+    def __exit__(self, *_: object) -> None:
+        async def release() -> None:
+            self._lock.release()
+
+        wait(release)
+
+
 def sleep(seconds: float) -> None:
     """Stand still for so long, by the simulated clock."""
     wait(partial(trio.sleep, seconds))

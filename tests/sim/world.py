@@ -80,7 +80,7 @@ class World:
         self.lives = 0
         self.oldest_s = 0.0
         self.nursery: trio.Nursery
-        self._hosts = 0
+        self._hosts: dict[str, Host] = {}
         self._pid = 0
         self._flushes: dict[str, Frozen] = {}
         self.newest: Frozen | None = None
@@ -119,6 +119,7 @@ class World:
             cache_dir=str(host.base),
             runtime_dir="/run",
             max_size_bytes=64 << 20,
+            take_over=True,
         )
 
     def now_s(self) -> float:
@@ -169,10 +170,13 @@ class World:
             del self._flushes[next(iter(self._flushes))]
 
     def _sealed(self, header: journal.Header) -> None:
-        flush = self._flushes[header.flush_id]
         before = 0 if self.newest is None else self.newest.number
         if header.number != before + 1:
             raise Wrong(f"segment {header.number} was put after {before}")
+        if not (header.puts or header.tombs) and header.flush_id not in self._flushes:
+            self._fenced(header)
+            return
+        flush = self._flushes[header.flush_id]
         cache = flush.host.cache
         if cache is not None and cache.points.durable_generation < flush.generation:
             durable = cache.points.durable_generation
@@ -186,6 +190,20 @@ class World:
             flush.host.fsynced = max(flush.host.fsynced, flush.generation)
         self.count("seals")
         self.note("sealed", flush.host.name, header.number, flush.generation)
+
+    def _fenced(self, header: journal.Header) -> None:
+        """A host took over: all is as it was, but nobody else can seal the next number."""
+        host, before = self._hosts[header.host], self.newest
+        generation = 0 if before is None else before.generation
+        if header.generation != generation:
+            raise Wrong(f"a fence at {header.generation} after {generation}")
+        nodes = {} if before is None else before.nodes
+        self.newest = Frozen(host, generation, nodes, header.number)
+        self.sealed[header.number] = self.newest
+        if host.number == header.number - 1:
+            host.number = header.number
+        self.count("fences")
+        self.note("fenced", host.name, header.number)
 
     def newest_of(self, host: Host) -> int:
         """Generation of what is sealed."""
@@ -215,8 +233,9 @@ class World:
     # --- the run -------------------------------------------------------------------------------
 
     def new_host(self) -> Host:
-        self._hosts += 1
-        return Host(self, self._hosts, self.base)
+        host = Host(self, len(self._hosts) + 1, self.base)
+        self._hosts[host.name] = host
+        return host
 
     async def run(self) -> None:
         """All of it. Raises Wrong."""

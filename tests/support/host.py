@@ -37,8 +37,9 @@ QUICK: Final = {
     "WORKSPACE_SYNC_DEBOUNCE_MAX": "2",
     "WORKSPACE_SYNC_POINT_INTERVAL": "1",
     "WORKSPACE_UNMOUNT_GRACE": "1",
+    "WORKSPACE_LEASE_S": "3",
 }
-"""Settings for tests: flushes soon after a change."""
+"""Settings for tests: flushes soon after a change, and a lease that is short."""
 
 NEVER_BY_ITSELF: Final = {
     "WORKSPACE_SYNC_DEBOUNCE_MIN": "3600",
@@ -123,9 +124,14 @@ class Host:
         except ValueError:
             raise AssertionError(f"s3ws {words}: not JSON: {done.stdout!r}") from None
 
-    def mount(self, *flags: str) -> dict[str, Any]:
-        """Mount; the document that says what was mounted."""
+    def mount(self, *flags: str, take_over: bool = False) -> dict[str, Any]:
+        """Mount; the document that says what was mounted.
+
+        `take_over`: from the mount of a host that is gone, or is not asked.
+        """
         require_fuse()
+        if take_over:
+            flags = (*flags, "--take-over")
         document = self.json("mount", self.mountpoint, *flags)
         assert isinstance(document, dict)
         return document

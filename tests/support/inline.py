@@ -32,6 +32,7 @@ from s3ws_fs.cache.cache import Cache, open_cache
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import TransientError
+from s3ws_fs.core.lease import LEASE_S_MIN
 from s3ws_fs.daemon.parts import identity
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.replica import replicator
@@ -101,6 +102,7 @@ class InlineClient:
             open_reader=lambda _: cache,
             pool=lambda _, __: at_once(),
             randbits=randbits,
+            boot=trio.current_time,
         )
 
     async def ask(
@@ -118,6 +120,8 @@ class InlineClient:
         try:
             worker = self._alive()
             result = _call(worker, cmd, args, part)
+            if worker.gate.grant is not None:
+                self.hello["lease"] = worker.gate.grant.to_json()
         except WorkerDied:
             self._bury()
             error = TransientError(cmd, "", "the transfer worker died")
@@ -173,6 +177,8 @@ def inline_config(base: Path) -> MountConfig:
         store=StoreConfig(type="local", bucket="", path=str(base / "bucket")),
         cache_dir=str(base / "cache"),
         runtime_dir=str(base / "run"),
+        lease_s=LEASE_S_MIN,
+        take_over=True,
     )
 
 
@@ -185,7 +191,13 @@ def assemble(
     client = partial(InlineClient, cache=cache, open_store=open_store, randbits=randbits)
     with mock.patch.object(replicator, "WorkerClient", client):
         replica = Replicator(
-            config, cache, durability, random01=lambda: 0.5, randbits=randbits, host="here"
+            config,
+            cache,
+            durability,
+            random01=lambda: 0.5,
+            randbits=randbits,
+            host="here",
+            boot=trio.current_time,
         )
     fs = FileSystem(
         cache,

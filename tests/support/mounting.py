@@ -28,6 +28,7 @@ import pytest
 from s3ws_fs.control import client, registry
 from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import UserError
+from s3ws_fs.core.lease import LEASE_S_MIN
 from s3ws_fs.fuse import table
 from s3ws_fs.holder import HOLDER_PROGRAM
 
@@ -200,6 +201,7 @@ def workspace_config(base: Path, **overrides: Any) -> MountConfig:
         "debounce_min_s": 0.2,
         "unmount_grace_s": 1.0,
         "sync_point_interval_s": 1.0,
+        "lease_s": LEASE_S_MIN,
         "allow_other": os.geteuid() == 0,
         "root_uid": os.getuid(),
         "root_gid": os.getgid(),

@@ -385,6 +385,7 @@ async def test_the_two_small_files(mounter: Mounter, bucket: ScopedStore) -> Non
     for key, code in (
         (layout.WORKSPACE_KEY, "workspace-file"),
         (layout.MIRRORED_KEY, "mirrored-file"),
+        (layout.LEASE_KEY, "lease-file"),
     ):
         raw = bucket.get(key).data
         bucket.put(key, b"{}")

@@ -27,6 +27,16 @@ from s3ws_fs.transfer import wire
 from s3ws_fs.transfer.client import WorkerClient
 from tests.transfer.conftest import PREFIX
 
+CLAIM = {
+    "writer": "w" * 32,
+    "host": "here",
+    "pid": 1,
+    "since_ns": 0,
+    "lease_s": 60.0,
+    "epoch_floor": 0,
+    "take_over": False,
+}
+
 
 @pytest.fixture
 def local(tmp_path: Path) -> StoreConfig:
@@ -236,6 +246,7 @@ async def test_the_cache_is_never_written(
     data_file = cache.directory / "data" / "data.mdb"
     before = data_file.read_bytes()
     await client.ask("probe", allow_unconditional=False)
+    await client.ask("lease", claim=CLAIM, uuid="a" * 32, ours=False)
     await client.ask("make-workspace", uuid="a" * 32, created_ns=1)
     assert data_file.read_bytes() == before
 
