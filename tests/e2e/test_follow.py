@@ -377,3 +377,27 @@ def test_a_workspace_without_a_seal_is_empty_until_there_is_one(
         wait_until(lambda: os.listdir(reader.mountpoint) == ["file"], timeout_s=30)
     finally:
         reader.end()
+
+
+@only_local
+def test_it_goes_on_when_its_daemon_is_killed(writer: Host, reader: Host) -> None:
+    """Also with a file open that goes in the bucket meanwhile: no daemon counted that handle."""
+    with (reader.mountpoint / "first").open() as file:
+        reader.kill_daemon()
+        assert file.read() == "one"
+        writer.now()
+        (writer.mountpoint / "first").unlink()
+        (writer.mountpoint / "second").write_text("two")
+        writer.sync()
+        wait_until(lambda: os.listdir(reader.mountpoint) == ["second"], timeout_s=30)
+        assert (reader.mountpoint / "second").read_text() == "two"
+        reader.kill_daemon()
+        file.seek(0)
+        assert file.read() == "one"
+        assert os.fstat(file.fileno()).st_size == 3
+    (writer.mountpoint / "second").write_text("two and a half")
+    writer.sync()
+    wait_until(lambda: (reader.mountpoint / "second").read_text() == "two and a half", timeout_s=30)
+    assert reader.json("restart", reader.mountpoint)["pid"] == reader.pid()
+    assert (reader.mountpoint / "second").read_text() == "two and a half"
+    reader.umount()
