@@ -6,7 +6,8 @@ Invariants
 2. A lost answer is told from a fence by reading the header back: the same flush id is our own.
 3. Garbage is removed only below journal/seg|ckpt|blob, only after a checkpoint stands, only what
    that checkpoint does not name, and only what was older than GC_GRACE_S at its seal, by the
-   server's own clock. The same holds for unfinished uploads, below the prefix, after a day.
+   server's own clock; never when that checkpoint has another size in the bucket. The same holds
+   for unfinished uploads, below the prefix, after a day.
 4. Restored records are verified (header, records digest, chain of hashes) before anyone sees them.
 
 Called by worker and following.
@@ -336,6 +337,7 @@ def collect_garbage(store: ScopedStore, frozen: Frozen) -> int:
     # whoever goes on now, it is younger than the limit.
     limit_ns = sealed_ns - GC_GRACE_S * 1_000_000_000
     checkpoints = sorted(_numbers(store, layout.CKPT_PREFIX))
+    _require_checkpoint(store, frozen, {number: size for number, size, _ in checkpoints})
     gone = [
         layout.ckpt_key(n)
         for n, _, modified in checkpoints[:-CHECKPOINTS_KEPT]
@@ -354,6 +356,22 @@ def collect_garbage(store: ScopedStore, frozen: Frozen) -> int:
         failpoints.hit(failpoints.GARBAGE_BATCH)
     failpoints.hit(failpoints.GARBAGE_AFTER)
     return removed
+
+
+def _require_checkpoint(store: ScopedStore, frozen: Frozen, sizes: dict[int, int]) -> None:
+    """Raise FormatError unless the checkpoint stands with its size; a wrong one is taken away.
+
+    Without it all segments are needed, and with them its loss is none.
+    """
+    assert frozen.checkpoint is not None
+    wanted = frozen.checkpoint.stat().st_size
+    found = sizes.get(frozen.number)
+    if found == wanted:
+        return
+    key = layout.ckpt_key(frozen.number)
+    if found is not None:
+        store.delete(key)
+    raise FormatError(key, f"has {found or 0} bytes in the bucket, not the {wanted} that were put")
 
 
 def give_up_uploads(store: ScopedStore) -> int:

@@ -311,6 +311,28 @@ def test_garbage_is_what_nothing_names(
     assert kept
 
 
+def test_nothing_is_removed_behind_a_checkpoint_that_is_not_whole(
+    fs: FileSystem,
+    cache: Cache,
+    tmp_path: Path,
+    store: ScopedStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journaling, "GC_GRACE_S", 0)
+    digest = seal_one(fs, cache, tmp_path, store, 1, "").header_hash
+    write(fs, b"f", b"x")
+    frozen = seal_one(fs, cache, tmp_path, store, 2, digest, checkpoint=True)
+    time.sleep(0.01)
+    store.put(layout.ckpt_key(2), b"")
+    with pytest.raises(FormatError, match="has 0 bytes in the bucket"):
+        journaling.collect_garbage(store, frozen)
+    left = [entry.key for entry in store.list()]
+    assert left == [layout.seg_key(1), layout.seg_key(2)]
+    with pytest.raises(FormatError, match="has 0 bytes"):
+        journaling.collect_garbage(store, frozen)
+    assert [entry.key for entry in store.list()] == left
+
+
 def test_a_late_collector_leaves_what_later_seals_need(
     fs: FileSystem,
     cache: Cache,
