@@ -11,7 +11,9 @@ else. While they are not, an object that is no younger than the note of the last
 and has its file's size, is believed to be ours until it is touched; the others are read.
 
 Invariants
-1. Nothing is deleted but objects of ours (whose.py) at paths where no file is, and only those of
+1. Nothing is deleted here: the cache may be ahead of the seal, whose files these may be. An object
+   of ours (whose.py) at a path where no file is gets a row that belongs to no inode (NOBODY), and
+   the next pass, which comes after a seal, deletes it if it is left over then. Only objects of
    flushes that this cache knows: a writer that took over has later ones.
 2. Each read transaction covers one page and no request.
 3. An object at a path to which another file may have come, by a change of the inode or of a
@@ -50,6 +52,8 @@ PAGE: Final = 1000
 FOUND_MAX: Final = 10_000
 """Changes by somebody else told in one scan; the next one finds the others."""
 FOUND_PART: Final = 200
+NOBODY: Final = 0
+"""Inode of a row whose object is at a path of no file: no inode has this number."""
 
 
 @dataclass(slots=True)
@@ -88,7 +92,6 @@ class Scan:
         self._suspects: list[_Suspect] = []
         self._found: list[Found] = []
         self._late: list[MirrorRow] = []
-        self._leftovers: list[tuple[str, str]] = []
 
     def run(self, part: Callable[..., None]) -> dict[str, Any]:
         """Parts are rows, inodes to look at, and what was found. Returns counts."""
@@ -98,24 +101,23 @@ class Scan:
         while page := list(islice(listing, PAGE)):
             part({"rows": wire.rows_json(self._page(page)), "removed": []})
         self._judge_all()
-        failed = self._store.delete_many(self._leftovers) if self._leftovers else []
-        part({"rows": wire.rows_json(self._late), "removed": []})
         with self._reader.read() as view:
             gone = self._gone(view)
             lacking = [] if self._is_known else list(self._lacking(view))
+        unknown = [row for row in self._late if row.data_gen == UNKNOWN_DATA]
+        lacking += [row.ino for row in (*unknown, *gone)]
+        # Before the rows: if only these were noted, the next scan would see nothing to look at.
+        for at in range(0, len(lacking), PAGE):
+            part({"look_at": lacking[at : at + PAGE]})
+        part({"rows": wire.rows_json(self._late), "removed": []})
         for at in range(0, len(gone), PAGE):
             paths = [row.path for row in gone[at : at + PAGE]]
             part({"rows": [], "removed": wire.paths_json(paths)})
-        unknown = [row for row in self._late if row.data_gen == UNKNOWN_DATA]
-        lacking += [row.ino for row in (*unknown, *gone)]
-        for at in range(0, len(lacking), PAGE):
-            part({"look_at": lacking[at : at + PAGE]})
         for at in range(0, len(self._found), FOUND_PART):
             some = self._found[at : at + FOUND_PART]
             part({"found": [found.to_json() for found in some]})
         return {
             "standing": len(self._seen),
-            "removed": len(self._leftovers) - len(failed),
             "missing": len(lacking),
             "found": len(self._found),
         }
@@ -173,10 +175,9 @@ class Scan:
                 continue
             if isinstance(verdict, Found):
                 self._tell(verdict)
-            elif suspect.row is not None:
+            elif suspect.row is not None or verdict.generation <= self._sealed:
+                self._seen.add(keys.mirror_key(verdict.path))
                 self._late.append(verdict)
-            elif verdict.generation <= self._sealed:
-                self._leftovers.append((suspect.entry.key, verdict.etag))
 
     def _judge(self, suspect: _Suspect) -> tuple[_Suspect, MirrorRow | Found | None]:
         """Somebody else's: Found. Ours: a row for it (of the mark's generation when no file has
@@ -190,7 +191,8 @@ class Scan:
         if mark is None:
             return suspect, found_of(info)
         if row is None:
-            return suspect, MirrorRow(text.encode(), 0, mark[0], UNKNOWN_DATA, info.etag, NO_HASH)
+            path = text.encode()
+            return suspect, MirrorRow(path, NOBODY, mark[0], UNKNOWN_DATA, info.etag, NO_HASH)
         data_gen = UNKNOWN_DATA
         if row.hash == NO_HASH and suspect.rec is not None and row.generation:
             said = content.object_metadata(

@@ -23,6 +23,8 @@ from s3ws_fs.store.base import ObjectInfo
 from s3ws_fs.store.scoped import ScopedStore
 
 PIECE_BYTES: Final = 4 << 20
+READINGS: Final = 2
+"""A byte that was spoilt on the way is not somebody else's change: it would come in as a file."""
 
 
 def head(store: ScopedStore, text: str) -> ObjectInfo | None:
@@ -41,9 +43,11 @@ def our_mark(
     Reads the object. Raises StoreError.
     """
     mark = content.our_mark(info.metadata, workspace, text)
-    if mark is None or digest(store, info) != mark[1]:
-        return None
-    return mark
+    if mark is not None:
+        for _ in range(READINGS):
+            if digest(store, info) == mark[1]:
+                return mark
+    return None
 
 
 def digest(store: ScopedStore, info: ObjectInfo) -> bytes | None:

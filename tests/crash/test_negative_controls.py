@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +16,10 @@ import pytest
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.cache.tx import Tx
-from s3ws_fs.core import content, keys
+from s3ws_fs.core import keys
 from s3ws_fs.core.records import Head
 from s3ws_fs.replica import position, restore
 from s3ws_fs.replica.flusher import Flusher
-from s3ws_fs.transfer import objects, reconcile
 from s3ws_fs.transfer.spool import open_records
 from tests.crash import every
 from tests.crash.every import Trial
@@ -175,16 +173,7 @@ def our_segment_is_another_writers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(position, "compare", suspicious)
 
 
-def our_object_is_somebody_elses(patch: pytest.MonkeyPatch) -> None:
-    """An object of ours, whose answer was lost, is taken for somebody else's; by the worker, not by
-    the audit that looks at it afterwards."""
-    suspicious = SimpleNamespace(**vars(content))
-    suspicious.our_mark = lambda *_: None
-    for module in (objects, reconcile):
-        patch.setattr(module, "content", suspicious)
-
-
-@pytest.mark.parametrize("broken", [our_segment_is_another_writers, our_object_is_somebody_elses])
+@pytest.mark.parametrize("broken", [our_segment_is_another_writers])
 def test_a_lost_answer_is_noticed(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> None:
     with fast_directory("s3ws-control-") as directory:
         base = every.Base(Path(directory))

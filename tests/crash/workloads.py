@@ -61,12 +61,13 @@ FIRST: Final[tuple[Step, ...]] = (
 
 SECOND: Final[tuple[Step, ...]] = (
     Op("append", "e/l", data=b"on another host"),
+    Op("rename", "e", "f"),
     HYDRATE,
     Op("create", "n"),
     write("n", 45_000),
     write("big2", 100, 30_000),
     SYNC,
-    Op("rename", "e", "f"),
+    Op("rename", "f", "g"),
     Op("unlink", "s"),
     Op("rename", "n", "big2"),
     Op("fsync", "big2"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import trio
 
+from s3ws_fs.core.errors import TransientError, UserError
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.store.scoped import ScopedStore
 from tests.replica.conftest import CRED, Mounter
@@ -190,3 +192,31 @@ async def test_a_directory_that_was_only_touched_keeps_its_objects(
         # That one, its segment, and the note that the mirror is complete; and the probe's six.
         assert m.replica.status()["requests"]["put"] <= 10
     assert len(mirror(bucket)) == 21
+
+
+async def test_nothing_goes_from_the_mirror_before_its_seal(
+    mounter: Mounter, bucket: ScopedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restore the mirror is listed; what was renamed meanwhile is sealed as it was."""
+    async with mounter("a") as m:
+        m.write("old/file", b"1")
+        m.write("old/other", b"2")
+        await m.sync()
+    async with mounter("b") as m:
+        m.rename("old", "new")
+        m.unlink("new/other")
+        ask = m.replica.worker.ask
+
+        async def no_seal(cmd: str, *args: Any, **more: Any) -> Any:
+            if cmd == "seal":
+                raise TransientError("seal", "journal", "the store is away")
+            return await ask(cmd, *args, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(m.replica.worker, "ask", no_seal)
+            with pytest.raises(UserError):
+                await m.sync()
+        assert mirror(bucket) == {"old/file": b"1", "old/other": b"2"}
+        await m.sync()
+        assert mirror(bucket) == {"new/file": b"1"}
+        assert not m.replica.status()["mirror"]["pending_files"]
