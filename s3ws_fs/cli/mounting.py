@@ -20,6 +20,7 @@ import click
 
 from s3ws_fs import launch
 from s3ws_fs.cli import report
+from s3ws_fs.control.paths import make_private
 from s3ws_fs.control.registry import default_runtime_dir
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.outside import POLICIES
@@ -75,7 +76,7 @@ def _make_default_store(settings: Settings, default: str) -> None:
     if settings.storage_type != "local" or settings.storage_path != os.path.realpath(default):
         return
     try:
-        Path(default).mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(Path(default))
     except OSError as exc:
         raise UserError(
             f"The directory {default!a} of the local storage can't be made: {exc.strerror}.",

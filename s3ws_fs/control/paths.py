@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,13 +22,20 @@ from s3ws_fs.core.errors import ExitCode, UserError
 SUN_PATH_BYTES_MAX: Final = 107
 
 
+def make_private(path: Path) -> None:
+    """Make a directory and its missing parents, each of them 0700 whatever the umask is."""
+    for place in (*reversed(path.parents), path):
+        with suppress(FileExistsError):
+            place.mkdir(mode=0o700)
+
+
 def ensure_private_dir(path: str) -> None:
     """Make `path` (and missing parents) a directory only this user can change.
 
     Raises UserError (exit code 3) when it is no directory, another user's, or writable by others.
     """
     try:
-        Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(Path(path))
         info = Path(path).lstat()
     except OSError as exc:
         raise UserError(

@@ -4,7 +4,8 @@ From a holder also [--log-file] --holder-fd K --memory-fd L, and for a daemon th
 --device-fd D --restarts COUNT --restarted-by TEXT (see daemon.held).
 
 Invariants
-1. The configuration comes by a descriptor, read to its end; nothing secret stands in argv.
+1. The configuration comes by a descriptor, read to its end; nothing secret stands in argv, and
+   credentials are kept for the transfer worker alone (transfer.client). No core file is left.
 2. The ready descriptor gets JSON lines: progress, then `ready` or `error`, and is closed then.
 3. The exit status is an `ExitCode`; 0 only when everything was saved.
 4. Standard error is the log. With --ready-fd or --log-file it is the log file that the launcher
@@ -18,8 +19,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import sys
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -30,8 +32,13 @@ from s3ws_fs.daemon import logs
 from s3ws_fs.daemon.commands import only_error
 from s3ws_fs.daemon.daemon import Daemon
 from s3ws_fs.daemon.held import HolderLine
+from s3ws_fs.transfer.client import withhold_credentials
 
 log = logging.getLogger("s3ws_fs.daemon")
+
+NO_CORE_FILE: Final = (1, 1)
+"""A core file would hold the credentials. One byte is too few for a file, and the only limit that
+the kernel also minds when it hands the core to a program."""
 
 
 class ReadyPipe:
@@ -76,6 +83,8 @@ def main() -> int:
     parser.add_argument("--restarted-by", default="")
     arguments = parser.parse_args()
     report = ReadyPipe(arguments.ready_fd)
+    withhold_credentials()
+    resource.setrlimit(resource.RLIMIT_CORE, NO_CORE_FILE)
     try:
         with os.fdopen(arguments.config_fd, "rb") as source:
             config = MountConfig.loads(source.read())

@@ -1,8 +1,8 @@
 """The daemon's log: one line a record, as text or as JSON, to the standard error output.
 
 Invariants
-1. A record is one line: line ends in messages and tracebacks are escaped in text, and JSON has
-   none.
+1. A record is one line of printable text: line ends in messages and tracebacks are escaped, and so
+   is all that a terminal might obey (names of files are anybody's choice). JSON is ASCII.
 2. The same place in the code writes at most `REPEATS_MAX` records in `REPEAT_WINDOW_S`; how many
    were left out is said with the next one. So a failing store can't fill a disk.
 3. Secrets never get here: what is logged are our own messages, and the texts of our own errors.
@@ -49,6 +49,10 @@ def _stamp(record: logging.LogRecord) -> str:
     return f"{seconds}.{int(record.msecs):03d}Z"
 
 
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
 class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.123Z warning replica: message`"""
 
@@ -56,7 +60,7 @@ class TextFormatter(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        text = text.replace("\n", "\\n")
+        text = "".join(char if char.isprintable() else _escaped(char) for char in text)
         name = record.name.removeprefix("s3ws_fs.")
         return f"{_stamp(record)} {record.levelname.lower()} {name}: {text}"
 

@@ -338,7 +338,7 @@ def _umount(mount: Mount, flags: int) -> None:
         capture_output=True,
         timeout=FUSERMOUNT_TIMEOUT_S,
         check=False,
-        env={**os.environ, "LC_ALL": "C"},
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
     )
     if done.returncode == 0 or not mount.stands():
         return

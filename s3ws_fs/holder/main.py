@@ -276,7 +276,7 @@ def detach(mountpoint: str) -> None:
         return
     try:
         command = ["fusermount3", "-u", "-z", "--", mountpoint]
-        pid = os.posix_spawnp(command[0], command, os.environ)
+        pid = os.posix_spawnp(command[0], command, {"PATH": os.environ.get("PATH", os.defpath)})
         os.waitpid(pid, 0)
     except OSError as exc:
         say(f"the dead mount can't be taken away: {exc.strerror}")

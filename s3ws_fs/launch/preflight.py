@@ -107,6 +107,7 @@ def _detach(mountpoint: str) -> str:
             ["fusermount3", "-u", "-z", "--", mountpoint],
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
             timeout=_FUSERMOUNT_TIMEOUT_S,
             check=False,
         )

@@ -188,7 +188,8 @@ def _command(config: MountConfig, config_fd: int, ready_fd: int | None) -> list[
     # Isolated: nothing of the environment is for the holder, which passes it on.
     holder = [sys.executable, "-I", "-S", "-E", HOLDER_PROGRAM, "--mountpoint", config.mountpoint]
     holder += ["--config-fd", str(config_fd)]
-    daemon = [sys.executable, "-m", DAEMON_MODULE]
+    # -P: what lies in the current directory is no module of ours.
+    daemon = [sys.executable, "-P", "-m", DAEMON_MODULE]
     if ready_fd is not None:
         holder += ["--ready-fd", str(ready_fd)]
         daemon.append("--log-file")

@@ -8,7 +8,7 @@ Invariants
    broken by a ping, and one that is not answered for STUCK_S ends it. What it does with the store
    may take as long as it takes: it answers pings all the while, with what it waits for (`late`).
 4. After a death the cache's reader slots are checked, so that a dead reader pins no pages.
-5. Secrets reach the worker by its inherited environment only.
+5. Credentials reach the worker by its environment only, and no other child of the daemon.
 6. `hello["lease"]` is the newest proof that a worker reported: the next worker goes on from it.
 
 Called by replica (in the daemon, on the trio loop).
@@ -17,6 +17,7 @@ Called by replica (in the daemon, on the trio loop).
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -59,6 +60,25 @@ class Running(Protocol):
         """End it at once."""
 
 
+CREDENTIALS: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)
+"""Variables that hold secrets themselves (others name files or roles)."""
+
+_withheld: dict[str, str] = {}
+
+
+def withhold_credentials() -> None:
+    """Take the credentials out of this process's environment: from now on only workers get them."""
+    for name in CREDENTIALS:
+        value = os.environ.pop(name, None)
+        if value is not None:
+            _withheld[name] = value
+
+
 Start = Callable[[], Awaitable[tuple[Running, trio.abc.Stream]]]
 """Starts a worker; the stream leads to it."""
 
@@ -68,8 +88,10 @@ async def start_process() -> tuple[Running, trio.abc.Stream]:
     ours, theirs = socket.socketpair()
     with theirs:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "s3ws_fs.transfer.worker", "--fd", str(theirs.fileno())],
+            # -P: what lies in the current directory is no module of ours.
+            [sys.executable, "-P", "-m", "s3ws_fs.transfer.worker", "--fd", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
+            env={**os.environ, **_withheld},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
