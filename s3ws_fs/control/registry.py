@@ -14,7 +14,6 @@ Called by the daemon (write, remove), launch, cli and the manager (read).
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import FormatError
 
 INFO_BYTES_MAX: Final = 64 * 1024
+TIME_S_MAX: Final = 1 << 53
 PID_MAX: Final = 1 << 22
 """The kernel's own limit."""
 _INFO_SUFFIX: Final = ".json"
@@ -211,7 +211,7 @@ def decode(where: str, data: bytes) -> MountInfo:
     paths = (info.mountpoint, info.cache_path, info.log_path or "/")
     if not all(path.startswith("/") and "\0" not in path for path in paths):
         raise FormatError(where, "a path in it is none")
-    if not 0 < info.pid <= PID_MAX or not math.isfinite(info.started_at_s):
+    if not 0 < info.pid <= PID_MAX or not abs(info.started_at_s) < TIME_S_MAX:
         raise FormatError(where, "a number in it is out of range")
     return info
 

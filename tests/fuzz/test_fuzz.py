@@ -188,6 +188,8 @@ def test_numbers_beyond_all_bounds_are_shown_as_none(number: float) -> None:
         {"cache_path": "/a\0b"},
         {"log_path": "x"},
         {"started_at_s": math.nan},
+        {"started_at_s": math.inf},
+        {"started_at_s": 10**400},
     ],
 )
 def test_registry_entries_that_nothing_can_be_done_with(change: dict[str, object]) -> None:
