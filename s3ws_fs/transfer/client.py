@@ -40,6 +40,9 @@ PING_S: Final = 5.0
 STUCK_S: Final = 30.0
 """Much longer than a busy machine needs: ending a worker that was only slow costs what it did."""
 
+TOLD_S: Final = 10.0
+"""A worker silent for so long is told."""
+SILENT: Final[dict[str, Any]] = {"op": "the transfer", "key": "worker", "failures": 0}
 PING_ID: Final = 0
 """Requests proper are numbered from 1."""
 
@@ -323,10 +326,15 @@ class WorkerClient:
             with trio.move_on_after(PING_S):
                 part = await worker.stream.receive_some(count)
                 worker.heard_s = trio.current_time()
+                if self._late is not None and self._late[0] is SILENT:
+                    self._late = None
                 return part
             if not worker.is_up or not worker.asked:
                 continue
-            if trio.current_time() - max(since_s, worker.heard_s) >= STUCK_S:
+            silent_s = trio.current_time() - max(since_s, worker.heard_s)
+            if silent_s >= TOLD_S:
+                self._late = (SILENT, trio.current_time() - silent_s)
+            if silent_s >= STUCK_S:
                 self.stuck += 1
                 raise TransientError("worker", "", "the transfer worker is stuck")
             await self._send(worker, wire.encode({"id": PING_ID, "cmd": "ping"}))

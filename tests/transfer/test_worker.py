@@ -196,6 +196,30 @@ async def test_a_stopped_worker_is_ended_and_replaced(
             await trio.sleep(0.01)
 
 
+async def test_a_silent_worker_is_told(
+    client: WorkerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.ask("survey")
+    pid = client.pid
+    assert pid is not None
+    monkeypatch.setattr("s3ws_fs.transfer.client.PING_S", 0.05)
+    monkeypatch.setattr("s3ws_fs.transfer.client.TOLD_S", 0.1)
+    monkeypatch.setattr("s3ws_fs.transfer.client.STUCK_S", 3600.0)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.ask, "survey")
+            with trio.fail_after(60):
+                while client.late is None:
+                    await trio.sleep(0.01)
+            assert client.late[0].startswith("the transfer worker: no answer for")
+            os.kill(pid, signal.SIGCONT)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert client.late is None
+    assert client.pid == pid
+
+
 async def test_a_fetch_that_nobody_waits_for_is_not_begun(
     client: WorkerClient, direct: ScopedStore
 ) -> None:
