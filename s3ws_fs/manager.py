@@ -143,12 +143,13 @@ class WorkspaceManager:
         """The canonical path of the workspace."""
         return self._config.mountpoint
 
-    async def initialize(self) -> None:
+    async def initialize(self, *, take_over: bool = False) -> None:
         """Mount the workspace; return when it is ready. Nothing happens when it is already.
 
+        `take_over`: from the mount that holds it, which can save nothing more then.
         Raises UserError with the exit code that `s3ws mount` would have.
         """
-        await _in_thread(self._initialize)
+        await _in_thread(lambda: self._initialize(take_over))
 
     async def manual_sync(self, timeout_s: float | None = None) -> dict[str, Any]:
         """Flush now; return {"sealed", "mirrored", "duration_s"} when all is in the bucket.
@@ -192,11 +193,11 @@ class WorkspaceManager:
         same = info is not None and info.cache_path == self._config.workspace_cache_dir
         return info if same else None
 
-    def _initialize(self) -> None:
+    def _initialize(self, take_over: bool) -> None:
         info = self._own_entry()
         if self._mounted and info is not None and info.is_alive():
             return
-        launch.mount(self._config, secret_env=self._secret_env)
+        launch.mount(replace(self._config, take_over=take_over), secret_env=self._secret_env)
         self._mounted = True
 
     def _sync(self, timeout_s: float | None) -> dict[str, Any]:

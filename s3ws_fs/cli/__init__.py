@@ -23,6 +23,7 @@ from s3ws_fs.cli.check import check
 from s3ws_fs.cli.commands import ls, status, sync, version
 from s3ws_fs.cli.mounting import mount, restart, umount
 from s3ws_fs.cli.report import report_unexpected, report_user_error
+from s3ws_fs.cli.rescue import rescue
 from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
 
 _EPILOG = """\b
@@ -59,7 +60,7 @@ def cli() -> None:
     """
 
 
-for _command in (mount, umount, restart, status, sync, ls, check, version):
+for _command in (mount, umount, restart, status, sync, ls, check, rescue, version):
     cli.add_command(_command)
 
 

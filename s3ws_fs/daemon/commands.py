@@ -42,8 +42,8 @@ Event = dict[str, Any]
 
 UNSAVED_REMEDY: Final = "mount the workspace again with the same settings: it goes on saving"
 FENCED_REMEDY: Final = (
-    "these changes are in this cache only, so keep it; `s3ws mount` will refuse it, and say how to"
-    " go on with what is in the bucket"
+    "these changes are in this cache only, so keep it; `s3ws rescue` exports them, and `s3ws mount`"
+    " will say how to go on with what is in the bucket"
 )
 
 

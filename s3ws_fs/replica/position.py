@@ -99,8 +99,8 @@ def fenced_error(exc: FencedError) -> UserError:
     """What a person reads when another writer was first."""
     return UserError(
         f"{exc}",
-        remedy="This mount no longer writes to the bucket; its cache keeps what was not sealed. "
-        "Unmount it here, and go on where the other mount is.",
+        remedy="This mount no longer writes to the bucket; its cache keeps what was not sealed "
+        "(`s3ws rescue` exports it). Unmount it here, and go on where the other mount is.",
         exit_code=ExitCode.FENCED,
     )
 

@@ -214,8 +214,9 @@ def _stands(cache: Cache, state: dict[str, Any], writer: str) -> bool:
         raise UserError(
             f"the bucket was written by another mount ({host}), and the cache in "
             f"{cache.directory} holds {unsealed} changes that were never sealed",
-            remedy="Nothing was changed. To go on with the bucket's state, move that cache "
-            "directory away (keep it: the changes are only there), and mount again.",
+            remedy="Nothing was changed. `s3ws rescue` exports those changes. To go on with the "
+            "bucket's state, move that cache directory away (keep it: they are only there), and "
+            "mount again.",
             exit_code=ExitCode.FENCED,
         )
     return False
