@@ -210,9 +210,9 @@ async def test_a_silent_worker_is_told(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.ask, "survey")
             with trio.fail_after(60):
-                while client.late is None:
+                while (late := client.late) is None:
                     await trio.sleep(0.01)
-            assert client.late[0].startswith("the transfer worker: no answer for")
+            assert late[0].startswith("the transfer worker: no answer for")
             os.kill(pid, signal.SIGCONT)
     finally:
         os.kill(pid, signal.SIGCONT)
