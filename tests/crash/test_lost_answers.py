@@ -50,6 +50,7 @@ def posted(where: str) -> Match:
 
 KINDS: dict[str, Match] = {
     "workspace.json": put("journal/workspace.json"),
+    "lease": put("journal/lease"),
     "segment": put("journal/seg/"),
     "checkpoint": put("journal/ckpt/"),
     "blob": put("journal/blob/"),
