@@ -17,7 +17,7 @@ from tests.support.host import NEVER_BY_ITSELF, QUICK, Host, HostMaker
 pytestmark = [pytest.mark.e2e, pytest.mark.fuse]
 
 IMPORTED_FILES = int(os.environ.get("S3WS_TEST_IMPORT_FILES", "300"))
-"""How many files the import by hand has; the figures of docs/performance.md are for 2,000."""
+"""How many files the import by hand has; the figures of docs/outside.md are for 2,000."""
 
 
 def in_step(bucket: Bucket, host: Host) -> None:
