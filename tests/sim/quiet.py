@@ -135,6 +135,15 @@ def _check_audit(world: World, life: Life) -> None:
     _no_findings("the bucket", audit(store, _Inline(), lambda _: None, local=local).report)
 
 
+def check_bucket(world: World) -> None:
+    """At any moment, whatever was cut off: nothing in the bucket is damaged."""
+    store = ScopedStore(world.bucket, world.prefix)
+    report = audit(store, _Inline(), lambda _: None).report
+    if not report.ok:
+        found = [f"{f.severity} {f.code} {f.where}: {f.message}" for f in report.findings]
+        raise Wrong("the bucket is not clean: " + "; ".join(found[:5]))
+
+
 def _no_findings(what: str, report: Report) -> None:
     found = [f"{f.code} {f.where}: {f.message}" for f in report.findings if f.code not in NOTED]
     if found:

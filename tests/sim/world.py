@@ -48,6 +48,8 @@ LATE_S_MAX: Final = 20.0
 """So long a request of a dead process may still be on its way."""
 RETRY_MOUNT_S: Final = 20.0
 RIVALS_CHANCE: Final = 0.15
+AUDITED_CHANCE: Final = 0.1
+"""Of ends of lives, so many are followed by an audit of the bucket as it then is."""
 DEATH_CHANCE: Final = 0.3
 POINTS: Final = tuple(failpoints.POINTS)
 RIVAL_ENDS: Final = (UNMOUNT, KILL, POWER)
@@ -285,6 +287,9 @@ class World:
                     return
                 await trio.sleep(RETRY_MOUNT_S)
                 continue
+            if self.rng.random() < AUDITED_CHANCE:
+                quiet.check_bucket(self)
+                self.count("audited")
             if not (plan.dies_at and host.is_gone and life.done == before):
                 return
             # It died before anybody came: that was none.
