@@ -344,6 +344,11 @@ class World:
             host.die()
         raise Killed
 
+    @property
+    def awaits_late(self) -> bool:
+        """Whether something came late since the mirror was last known to be listed after it."""
+        return self._lates() != self._lates_known
+
     def _lates(self) -> int:
         """How much came late so far, or when nobody knew of it any more."""
         return self.counts["applied late"] + self.weather.seen["fault late"]
@@ -352,7 +357,7 @@ class World:
         """Fair weather until everything is in step; then everything is looked at."""
         self.weather.stays_fair = True
         self.weather.clear()
-        if self._lates() != self._lates_known or self.counts["rivals"]:
+        if self.awaits_late:
             # What came late may stand where a listing was before it: another one is due.
             await trio.sleep(LATE_S_MAX)
             life.cache.put_json("mirror_known", False)
