@@ -55,6 +55,7 @@ LOCK_BYTES: Final = 32
 IDENTITY_FILE: Final = "identity.json"
 SPOOL_DIR: Final = "spool"
 _META_RESTORED: Final = b"restored"
+_META_MIRROR_KNOWN: Final = b"mirror_known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,9 +331,11 @@ def open_cache(
         data_dir = directory / DATA_DIR
         data_dir.mkdir(mode=0o700, exist_ok=True)
         (directory / SPOOL_DIR).mkdir(mode=0o700, exist_ok=True)
-        syncpoint.note_boot(directory, boot, clean=False)
-        failpoints.hit(failpoints.OPEN_NOTED)
         try:
+            if recovered.how == recovery.SYNC_POINT:
+                _doubt_mirror(data_dir, map_bytes(quota_bytes))
+            syncpoint.note_boot(directory, boot, clean=False)
+            failpoints.hit(failpoints.OPEN_NOTED)
             env = open_env(data_dir, map_size=map_bytes(quota_bytes), readonly=False)
             with contextlib.ExitStack() as undo:
                 undo.callback(env.close)
@@ -358,6 +361,19 @@ def open_cache(
         raise
     failpoints.hit(failpoints.OPEN_AFTER)
     return cache
+
+
+def _doubt_mirror(data_dir: Path, map_size: int) -> None:
+    """Note that what was told of the mirror after the sync point is forgotten.
+
+    Before this boot is noted: whoever dies in between recovers again, and nobody takes the cache
+    for one that was merely kept. One commit uses none of the sync point's pages.
+    """
+    with contextlib.closing(open_env(data_dir, map_size=map_size, readonly=False)) as env:
+        tables = open_tables(env, create=True)
+        with env.begin(write=True) as txn:
+            if txn.get(_META_MIRROR_KNOWN, db=tables.meta) == b"true":
+                txn.put(_META_MIRROR_KNOWN, b"false", db=tables.meta)
 
 
 def disk_error(directory: Path, exc: OSError | FsError) -> CacheError:

@@ -107,3 +107,20 @@ def test_names_of_a_new_cache_are_flushed(
     flushed.clear()
     with opener():
         assert flushed == [], "an existing cache is opened without"
+
+
+def test_a_death_right_after_the_recovery_does_not_hide_it(opener: Opener) -> None:
+    """Found by the simulation: rows of the mirror went back with the cache, the first daemon after
+    the power cut died before it could say so, and the next one believed them."""
+    cache = opener()
+    cache.put_json("mirror_known", True)
+    cache.sync_point()
+    cache.let_go()
+    os.close(cache._lock_fd)
+    cache = opener(boot_id="boot-2")
+    assert cache.recovery == "sync-point"
+    cache.let_go()
+    os.close(cache._lock_fd)
+    with opener(boot_id="boot-2") as cache:
+        assert cache.recovery == "kept"
+        assert cache.get_json("mirror_known") is False
