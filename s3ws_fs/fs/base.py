@@ -17,6 +17,7 @@ from s3ws_fs.cache.following import drop_quietly
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import View
 from s3ws_fs.core.errors import FsError, GoneError
+from s3ws_fs.core.keys import unpack_u64
 from s3ws_fs.core.limits import NAME_BYTES_MAX
 from s3ws_fs.core.records import InodeRec
 
@@ -61,7 +62,7 @@ class FsBase:
         So the kernel has to be asked about every orphan: see `doubtful`.
         """
         with self.cache.read() as view:
-            keys = [int.from_bytes(key, "big") for key, _ in view.txn.cursor(db=view.db.orphans)]
+            keys = [unpack_u64(key) for key, _ in view.txn.cursor(db=view.db.orphans)]
         self._took_over = True
         self._orphans.update(keys)
         self._doubtful.update(keys)

@@ -17,6 +17,7 @@ import stat
 
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.core.errors import FsError
+from s3ws_fs.core.keys import unpack_u64
 from s3ws_fs.core.limits import LINKS_MAX, SYMLINK_BYTES_MAX
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import (
@@ -326,7 +327,7 @@ class NameOps(FsBase):
     def drop_orphans_unmounted(self) -> int:
         """Before and after a mount nothing is open: every orphan goes. Returns how many."""
         with self.cache.read() as view:
-            left = [int.from_bytes(key, "big") for key, _ in view.txn.cursor(db=view.db.orphans)]
+            left = [unpack_u64(key) for key, _ in view.txn.cursor(db=view.db.orphans)]
         for start in range(0, len(left), REAP_BATCH):
             self._drop_orphans(left[start : start + REAP_BATCH])
         return len(left)

@@ -29,6 +29,7 @@ from tests.core.test_journal import make_header
 from tests.fuzz import codecs, places
 from tests.fuzz.__main__ import in_a_process
 from tests.fuzz.target import FindingError, Target
+from tests.support import caches
 
 CASES = 150
 PLACE_S = 1.0
@@ -147,6 +148,16 @@ def test_a_writer_of_another_shape(cache: Cache) -> None:
         cache.put_json("writer", value)
         with pytest.raises(CacheError, match="writer"):
             position.writer_id(cache, lambda bits: 1)
+
+
+@pytest.mark.parametrize("key", [b"mirror", bytes(7)])
+def test_an_orphan_whose_number_is_none(cache: Cache, key: bytes) -> None:
+    """Its key was taken for a number of any size."""
+    fs = caches.filesystem(cache)
+    with cache.env.begin(write=True) as txn:
+        txn.put(key, b"", db=cache.tables.orphans)
+    with pytest.raises(FormatError, match="no key"):
+        fs.drop_orphans_unmounted()
 
 
 def test_a_record_that_does_not_add_up() -> None:
