@@ -214,9 +214,16 @@ class Life:
         self._compare("when ready")
         before = self.cache.generation
         self.fs.branch = self.branch
+
+        def rooted(branch: Branch) -> None:
+            branch.nodes[ROOT_INO] = Node(0o040755, 2, self.last_ns, parent=ROOT_INO)
+
+        if ROOT_INO not in self.branch.nodes:
+            self.branch.maybe = rooted
         self.fs.make_root(uid=0, gid=0, mode=0o755)
         if ROOT_INO not in self.branch.nodes:
-            self.branch.nodes[ROOT_INO] = Node(0o040755, 2, self.last_ns, parent=ROOT_INO)
+            self.branch.maybe = None
+            rooted(self.branch)
             self.branch.generation = before + 1
         self.fs.drop_orphans_unmounted()
         self._compare("when mounted")
