@@ -338,6 +338,8 @@ class Replicator:
             log.error("unexpected error while flushing", exc_info=error)
         self._error = str(error) or type(error).__name__
         self._next_try_s = trio.current_time() + self._retry.failed(self._random01())
+        # The service may wait for a change: it was a sync's own cycle, perhaps, that failed.
+        self._changed.set()
         return False
 
     async def _cycle(self, *, interruptible: bool, progress: Progress | None) -> Exception | None:

@@ -374,3 +374,34 @@ async def test_damage_beside_what_is_read_harms_no_reader(
         assert isinstance(damaged, NeedExtents)
         with pytest.raises(FsError):
             await m.replica.fetch(damaged)
+
+
+async def test_what_a_failed_sync_left_is_saved_without_another_change(
+    mounter: Mounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the simulation: the service took nothing to be due, and waited for a change."""
+    async with mounter("a", run=True) as m:
+        m.write("f", b"1")
+        await m.sync()
+        ask = m.replica.worker.ask
+        failures = [1]
+
+        async def failing(cmd: str, *args: object, **more: object) -> object:
+            if cmd == "seal" and failures:
+                # The service has seen the change, and that a cycle took it.
+                await trio.sleep(0.5)
+                failures.pop()
+                raise TransientError("seal", "", "the store is away")
+            return await ask(cmd, *args, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(m.replica.worker, "ask", failing)
+        with trio.fail_after(30):
+            # The service waits, and is not just about to look: so the change is the sync's.
+            while m.replica._cycle_lock.locked() or m.replica._changed.is_set():
+                await trio.sleep(0.02)
+        m.write("f", b"2")
+        with pytest.raises(UserError):
+            await m.sync()
+        with trio.fail_after(30):
+            while m.replica.status()["generation"]["sealed"] < m.cache.generation:
+                await trio.sleep(0.02)
