@@ -61,13 +61,15 @@ def _copy_of_the_bucket_is_consistent(bucket: Bucket, other: Host) -> None:
     """Mount what is sealed at this moment, from a copy, so that the writer is not fenced."""
     root = other.base / "copy"
     copy = LocalBucket(root)
-    # In the order of the journal: a segment that is there has all its blobs there.
+    # In the order of the journal: a segment that is there has all its blobs there. Without the
+    # mirror's hint, which may be of a later one by now.
     for key in sorted(bucket.listing(other.prefix + "journal/"), reverse=True):
-        copy.put(key, bucket.get(key).body)
+        if not key.endswith("/mirrored.json"):
+            copy.put(key, bucket.get(key).body)
     for name in [name for name in other.settings if name.startswith(("AWS_", "WORKSPACE_STOR"))]:
         del other.settings[name]
     other.settings |= copy.env
-    other.mount()
+    other.mount(take_over=True)
     texts = [(other.mountpoint / name).read_text() for name in ("first", "second")]
     first, second = (int(text.split("\n")[0]) for text in texts)
     assert first - second in (0, 1), (first, second)
