@@ -22,7 +22,7 @@ from s3ws_fs import __version__
 from s3ws_fs.cache.cache import Cache, Identity
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import FsError
+from s3ws_fs.core.errors import FormatError, FsError
 from s3ws_fs.daemon.room import RoomKeeper
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse.invalidate import KernelCache
@@ -119,7 +119,7 @@ class Parts:
         """After the mount: nobody can reach a deleted file any more. Never raises."""
         try:
             self.fs.drop_orphans_unmounted()
-        except FsError as exc:
+        except (FsError, FormatError) as exc:
             log.warning("deleted files stay until the next mount: %s", exc)
 
     def unsaved(self) -> list[str]:

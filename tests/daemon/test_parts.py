@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from s3ws_fs.cache.cache import open_cache
 from s3ws_fs.core.errors import FsError
 from s3ws_fs.daemon.daemon import _close
-from s3ws_fs.daemon.parts import REAP_DELAY_S, Reaper, identity
+from s3ws_fs.daemon.parts import REAP_DELAY_S, Parts, Reaper, identity
 from tests.support.mounting import workspace_config
 
 
@@ -71,3 +71,16 @@ def test_a_cache_that_can_not_be_closed_cleanly_changes_no_outcome(
     monkeypatch.setattr(cache.points, "write", fail)
     _close(cache)
     assert "not closed cleanly" in caplog.text
+
+
+async def test_a_damaged_orphan_keeps_nobody_from_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = workspace_config(tmp_path)
+    directory = Path(config.workspace_cache_dir)
+    with open_cache(directory, identity(config), quota_bytes=1 << 24, now_ns=lambda: 1) as cache:
+        with cache.env.begin(write=True) as txn:
+            txn.put(b"no number", b"", db=cache.tables.orphans)
+        parts = Parts.make(config, cache)
+        parts.drop_orphans()
+    assert "deleted files stay" in caplog.text
