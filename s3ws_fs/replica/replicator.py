@@ -219,6 +219,8 @@ class Replicator:
                 randbits=self._randbits,
                 is_adopted=self._is_adopted,
             )
+            # A seal of ours whose answer was lost may have been found.
+            self._flusher.load()
             self._verified = True
 
     async def keep_lease(self) -> None:

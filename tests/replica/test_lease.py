@@ -263,6 +263,28 @@ async def test_a_bucket_without_a_lease_is_mounted_as_it_is(
         assert (lease_of(bucket).epoch, newest(bucket).number) == (2, 1)
 
 
+@only_local
+async def test_a_seal_that_was_not_noted_counts_once_it_is_found(
+    mounter: Mounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the simulation: after a mount without the store, our own objects of that seal were
+    taken for a later writer's, and those that no file had any more were left for ever."""
+
+    async def lost(*_: object) -> None:
+        raise TransientError("seal", "journal", "the answer was lost")
+
+    async with mounter("a", crash=True) as m:
+        m.write("f", b"1")
+        monkeypatch.setattr(m.replica._flusher, "_forget", lost)
+        with pytest.raises(UserError):
+            await m.sync()
+        generation = m.cache.generation
+    async with mounter("a", adopted=True) as m:
+        assert m.replica.sealed_generation < generation
+        await m.replica._verify()
+        assert m.replica.sealed_generation == generation
+
+
 # --- without the store ---------------------------------------------------------------------------
 
 

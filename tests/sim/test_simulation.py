@@ -25,6 +25,7 @@ FOUND = [
     (400019, 1500, "a name whose next file could not be put kept its old object for ever"),
     (10, 1000, "a copy whose source was changed by somebody else failed pass after pass"),
     (37, 1000, "a death right after a recovery hid that the mirror's rows had gone back"),
+    (3000004, 2000, "a seal found after a mount without the store did not count"),
     (2000028, 2000, "what a failed sync left was saved with the next change only"),
 ]
 """Seed, operations, and what was found there. Seeds tell another story when the simulation changes,
