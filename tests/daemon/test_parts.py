@@ -80,7 +80,7 @@ async def test_a_damaged_orphan_keeps_nobody_from_the_end(
     directory = Path(config.workspace_cache_dir)
     with open_cache(directory, identity(config), quota_bytes=1 << 24, now_ns=lambda: 1) as cache:
         with cache.env.begin(write=True) as txn:
-            txn.put(b"no number", b"", db=cache.tables.orphans)
+            txn.put(b"short", b"", db=cache.tables.orphans)
         parts = Parts.make(config, cache)
         parts.drop_orphans()
     assert "deleted files stay" in caplog.text
