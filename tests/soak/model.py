@@ -3,7 +3,8 @@
 Invariants
 1. `apply` is pure: the same steps give the same tree, in the program that makes them and in the one
    that judges what a killed mount kept.
-2. A step is one system call that changes the tree: after a kill it is there whole, or not at all.
+2. A step is one system call that changes the tree: after a kill it is there whole, or not at all;
+   but a write may end at a page's boundary, where the kernel parts it into requests.
 
 Called by actors and verify.
 """
@@ -23,6 +24,7 @@ Step = list[Any]
 FILE_BYTES_MAX: Final = 200_000
 PIECE_BYTES_MAX: Final = 40_000
 NAMES: Final = tuple("abcdefgh")
+PAGE_BYTES: Final = 4096
 XATTR: Final = "user.soak"
 WEIGHTS: Final = {
     "create": 12,
@@ -112,12 +114,16 @@ class Tree:
         entries, name = self._dir_of(path)
         entries[name] = Node(target=target, mode=0o777)
 
-    def _write(self, path: str, offset: int, seed: int, length: int) -> None:
+    def _write(
+        self, path: str, offset: int, seed: int, length: int, kept: int | None = None
+    ) -> None:
+        """`kept`: so many of its bytes were taken (all, when not said)."""
         data = self.node(path).data
         assert data is not None
-        if len(data) < offset:
+        piece = bytes_of(seed, length)[:kept]
+        if piece and len(data) < offset:
             data.extend(bytes(offset - len(data)))
-        data[offset : offset + length] = bytes_of(seed, length)
+        data[offset : offset + len(piece)] = piece
 
     def _truncate(self, path: str, size: int) -> None:
         data = self.node(path).data
@@ -199,8 +205,25 @@ def choose(tree: Tree, rng: random.Random) -> Step:
     return ["write", path, offset, rng.randrange(1 << 30), length]
 
 
+def partly(step: Step) -> list[Step]:
+    """What a step that was cut off may have come to, besides all or nothing."""
+    if step[0] != "write":
+        return []
+    _, _, offset, _, length = step
+    first = PAGE_BYTES - offset % PAGE_BYTES
+    return [[*step, kept] for kept in range(first, length, PAGE_BYTES)]
+
+
+class ShortWriteError(Exception):
+    """A write took only the first `kept` bytes."""
+
+    def __init__(self, kept: int) -> None:
+        self.kept = kept
+        super().__init__(kept)
+
+
 def carry_out(step: Step, directory: str) -> None:
-    """The system call of a step, below `directory`. Raises OSError."""
+    """The system call of a step, below `directory`. Raises OSError, ShortWriteError."""
     kind, *arguments = step
     at = [f"{directory}/{item}" for item in arguments if isinstance(item, str)]
     match kind:
@@ -211,7 +234,8 @@ def carry_out(step: Step, directory: str) -> None:
             fd = os.open(at[0], os.O_WRONLY)
             try:
                 written = os.pwrite(fd, bytes_of(seed, length), offset)
-                assert written == length, f"short write of {written} bytes"
+                if written < length:
+                    raise ShortWriteError(written)
             finally:
                 os.close(fd)
         case "symlink":

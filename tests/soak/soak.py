@@ -42,7 +42,7 @@ from tests.support.host import QUICK, Host
 from tests.support.mounting import REPOSITORY
 from tests.support.seaweed import running_seaweed
 
-WAIT_S: Final = (0.2, 4.0)
+WAIT_S: Final = (0.2, 3.0)
 """Between two strikes, at least and at most."""
 PROGRAM_END_S: Final = 60.0
 VICTIMS: Final = {"container": 3, "daemon": 4, "worker": 3}

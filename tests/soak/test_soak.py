@@ -12,7 +12,7 @@ import pytest
 
 from tests.soak import verify
 from tests.soak.actors import make_archive
-from tests.soak.model import Tree, carry_out, choose, tree_differences
+from tests.soak.model import Tree, bytes_of, carry_out, choose, tree_differences
 from tests.soak.soak import Soak
 from tests.support.buckets import S3Bucket
 from tests.support.extractor import unpack_and_witness
@@ -64,6 +64,24 @@ def test_a_lost_step_is_seen(tmp_path: Path) -> None:
     said += [{"done": True}]
     witness.write_text("".join(json.dumps(line) + "\n" for line in said))
     assert verify.lost("steps", directory, witness) != []
+
+
+def test_a_write_may_end_at_a_page_and_nowhere_else(tmp_path: Path) -> None:
+    witness, directory = tmp_path / "witness", tmp_path / "steps"
+    (directory / "000001").mkdir(parents=True)
+    step = ["write", "f", 1000, 7, 9000]
+    said = [{"tree": "000001"}, {"step": ["create", "f"]}, {"done": True}, {"step": step}]
+    witness.write_text("".join(json.dumps(line) + "\n" for line in said))
+    for kept, is_fine in ((0, True), (3096, True), (3097, False), (7192, True), (9000, True)):
+        data = bytes(1000 if kept else 0) + bytes_of(7, 9000)[:kept]
+        (directory / "000001" / "f").write_bytes(data)
+        (directory / "000001" / "f").chmod(0o644)
+        assert (verify.lost("steps", directory, witness) == []) is is_fine, kept
+    said += [{"step": [*step, 3096]}, {"done": True}]
+    witness.write_text("".join(json.dumps(line) + "\n" for line in said))
+    assert verify.lost("steps", directory, witness) != []
+    (directory / "000001" / "f").write_bytes(bytes(1000) + bytes_of(7, 9000)[:3096])
+    assert verify.lost("steps", directory, witness) == []
 
 
 def test_a_lost_row_is_seen(tmp_path: Path) -> None:
