@@ -107,7 +107,7 @@ def test_rot_is_named_by_the_check_and_an_error_to_the_reader(
     assert [each["path"] for each in host.status()["hydration"]["second_copies"]] == [
         "directory/rotten"
     ]
-    assert "read from the mirror" in host.s3ws("status", host.mountpoint).stdout
+    assert "another copy was used" in host.s3ws("status", host.mountpoint).stdout
     host.umount()
     host.lose_cache()
     bucket.remove(host.prefix + "files/directory/rotten")
