@@ -49,6 +49,19 @@ class _Inline(Executor):
 
 async def settle(world: World, life: Life) -> None:
     """Wait until all is in step, and look. Raises Wrong."""
+    await _sync(world, life)
+    with trio.move_on_after(HYDRATION_S_MAX) as scope:
+        await life.hydrated.wait()
+    if scope.cancelled_caught:
+        raise Wrong(f"hydration does not end: {life.replica.status()['hydration']}")
+    # What was dropped meanwhile.
+    await _sync(world, life)
+    if not world.may_be_fenced(life.host):
+        check(world, life)
+
+
+async def _sync(world: World, life: Life) -> None:
+    """Until it succeeds, or the host is fenced: the worker may still be killed at a failpoint."""
     for _ in range(TRIES_MAX):
         try:
             await life.replica.sync(lambda _: None)
@@ -57,18 +70,9 @@ async def settle(world: World, life: Life) -> None:
                 return
             life.excuse(f"sync failed: {exc}", trio.current_time() - 300)
             await trio.sleep(30)
-            continue
-        break
-    else:
-        raise Wrong("sync fails and fails in fair weather")
-    with trio.move_on_after(HYDRATION_S_MAX) as scope:
-        await life.hydrated.wait()
-    if scope.cancelled_caught:
-        raise Wrong(f"hydration does not end: {life.replica.status()['hydration']}")
-    # What was dropped meanwhile.
-    await life.replica.sync(lambda _: None)
-    if not world.may_be_fenced(life.host):
-        check(world, life)
+        else:
+            return
+    raise Wrong("sync fails and fails in fair weather")
 
 
 def check(world: World, life: Life) -> None:
