@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 UV ?= uv
+NIGHT_SEED ?= $(shell date +%Y%m%d)
 
-.PHONY: acceptance help check test lint fmt types layers locks run play s3 bench pjdfstest lock clean setup
+.PHONY: acceptance help check test lint fmt types layers locks nightly run play s3 bench pjdfstest lock clean setup
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,6 +51,22 @@ bench: | $(BIN)/pytest ## our mount against a native directory and a null filesy
 
 acceptance: | $(BIN)/pytest ## the acceptance run: real programs against SeaweedFS, kills, figures (ten minutes)
 	$(BIN)/python -m scripts.acceptance
+
+nightly: | $(BIN)/pytest ## the long forms of docs/reliability.md, one after the other (some five hours)
+	$(BIN)/python -m tests.sim --seed $(NIGHT_SEED) --total 1000000 --ops 2000
+	$(BIN)/python -m tests.fuzz --seconds 1900 --seed $(NIGHT_SEED)
+	$(BIN)/python -m tests.crash.ace --length 3
+	$(BIN)/python -m tests.crash.every
+	$(BIN)/python -m tests.crash.daemons
+	$(BIN)/python -m tests.crash.power --images 5000 --seed $(NIGHT_SEED)
+	$(BIN)/python -m tests.crash.power --mount 20 --seed $(NIGHT_SEED)
+	$(BIN)/python -m tests.crash.power --cuts 60 --seed $(NIGHT_SEED)
+	$(BIN)/python -m tests.rot --trials 1200 --cache-trials 600 --seed $(NIGHT_SEED)
+	$(BIN)/python -m tests.faults.long
+	$(BIN)/python -m tests.e2e.test_holder_once
+	$(BIN)/python -m tests.e2e.test_holder_programs --kills 10
+	$(BIN)/python -m tests.model.test_two_trees --seed $(NIGHT_SEED) --seconds 1800
+	$(BIN)/python -m tests.soak.soak --kills 320 --seed $(NIGHT_SEED)
 
 pjdfstest: | $(BIN)/pytest ## the POSIX suite, natively and on a mount: SUITE=a checkout of pjd/pjdfstest (root)
 	$(BIN)/python -m scripts.pjdfstest --suite $(SUITE) $(PJDFSTEST_ARGS)

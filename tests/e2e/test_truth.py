@@ -82,23 +82,24 @@ def test_of_two_writers_one_is_fenced(bucket: Bucket, new_host: HostMaker) -> No
     first = new_host(bucket, "first", settings=NEVER_BY_ITSELF)
     second = new_host(bucket, "second", settings=NEVER_BY_ITSELF)
     first.mount()
-    second.mount()
     (first.mountpoint / "file").write_bytes(b"of the first")
+    (first.mountpoint / "only here").write_bytes(b"kept in the cache")
+    second.s3ws("mount", second.mountpoint, ok=ExitCode.HELD)
+    second.mount("--take-over")
     (second.mountpoint / "file").write_bytes(b"of the second")
-    (second.mountpoint / "only here").write_bytes(b"kept in the cache")
-    first.sync()
-    second.s3ws("sync", second.mountpoint, ok=ExitCode.FENCED)
-    assert second.now()["health"]["state"] == "fenced"
-    assert (second.mountpoint / "only here").read_bytes() == b"kept in the cache"
-    done = second.s3ws("umount", second.mountpoint, ok=ExitCode.FENCED)
+    second.sync()
+    first.s3ws("sync", first.mountpoint, ok=ExitCode.FENCED)
+    assert first.now()["health"]["state"] == "fenced"
+    assert (first.mountpoint / "only here").read_bytes() == b"kept in the cache"
+    done = first.s3ws("umount", first.mountpoint, ok=ExitCode.FENCED)
     assert "another" in done.stderr
-    assert bucket.get(first.prefix + "files/file").body == b"of the first"
+    assert bucket.get(first.prefix + "files/file").body == b"of the second"
+    second.umount()
     # Its unsealed changes are not silently thrown away by the next mount either.
-    second.s3ws("mount", second.mountpoint, ok=ExitCode.FENCED)
-    first.umount()
+    first.s3ws("mount", first.mountpoint, ok=ExitCode.FENCED)
     third = new_host(bucket, "third")
     third.mount()
-    assert (third.mountpoint / "file").read_bytes() == b"of the first"
+    assert (third.mountpoint / "file").read_bytes() == b"of the second"
     third.umount()
 
 
@@ -116,21 +117,25 @@ def test_strangers_in_the_mirror(bucket: Bucket, new_host: HostMaker) -> None:
     (host.mountpoint / "edited").write_bytes(b"edited here too")
     (host.mountpoint / "not ours").write_bytes(b"the same name here")
     (host.mountpoint / "left alone").write_bytes(b"changed")
-    host.s3ws("sync", host.mountpoint, ok=None)
-    conflicts = {item["path"] for item in host.now()["mirror"]["conflicts"]}
-    assert conflicts == {"edited", "not ours"}
-    assert bucket.get(files + "edited").body == b"by a stranger"
-    assert bucket.get(files + "not ours").body == b"by a stranger"
+    host.sync()
+    assert {event["path"] for event in host.now()["outside"]["events"]} == {"edited", "not ours"}
+    copies = sorted(name for name in os.listdir(host.mountpoint) if "(outside " in name)
+    assert [name.split(" (")[0] for name in copies] == ["edited", "not ours"]
+    for name in copies:
+        assert (host.mountpoint / name).read_bytes() == b"by a stranger"
+        assert bucket.get(files + name).body == b"by a stranger"
+    assert bucket.get(files + "edited").body == b"edited here too"
+    assert bucket.get(files + "not ours").body == b"the same name here"
     assert bucket.get(files + "left alone").body == b"changed"
-    host.s3ws("umount", host.mountpoint, ok=ExitCode.NOT_SAVED)
+    host.umount()
     other = new_host(bucket, "other")
     other.mount()
     assert (other.mountpoint / "edited").read_bytes() == b"edited here too"
     assert (other.mountpoint / "not ours").read_bytes() == b"the same name here"
     assert (other.mountpoint / "deleted").read_bytes() == b"deleted"
-    other.s3ws("sync", other.mountpoint, ok=None)
+    assert (other.mountpoint / copies[0]).read_bytes() == b"by a stranger"
+    other.sync()
     assert bucket.get(files + "deleted").body == b"deleted", "a new host puts back what is missing"
-    assert bucket.get(files + "edited").body == b"by a stranger"
 
 
 def test_a_power_cut_keeps_what_was_fsynced_and_sealed(

@@ -115,7 +115,7 @@ def _git(directory: Path, say: Say, rng: random.Random) -> None:
         repository.mkdir(exist_ok=True)
         git(repository, "init", "-q", "-b", "main")
         (repository / ".git" / "ready").touch()
-    for lock in (repository / ".git").rglob("*.lock"):
+    for lock in (*repository.rglob("*.lock"), *repository.rglob("packed-refs.new")):
         lock.unlink()
     count = 0
     while True:
