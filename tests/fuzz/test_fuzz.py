@@ -10,6 +10,8 @@ import math
 import os
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from tests.fuzz import codecs, places
 from tests.fuzz.__main__ import in_a_process
 from tests.fuzz.target import FindingError, Target
 from tests.support import caches
+from tests.support.mounting import REPOSITORY
 
 CASES = 150
 PLACE_S = 1.0
@@ -54,6 +57,16 @@ def test_places(target: Target) -> None:
     found, wrong = in_a_process(target, first, PLACE_S)
     assert found is not None, wrong
     assert found["cases"]
+
+
+def test_memory_counts_for_who_uses_it() -> None:
+    """However large the process was that started it."""
+    large = bytearray(os.urandom(1 << 20)) * 400
+    code = "from tests.fuzz.__main__ import peak_bytes; print(peak_bytes())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert 1 << 20 < int(done.stdout) < len(large)
 
 
 def test_negative_control_a_decoder_that_lets_anything_through(
