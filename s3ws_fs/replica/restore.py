@@ -88,6 +88,9 @@ async def prepare(
             progress({"phase": "the store does not answer; mounting the cache", "error": str(exc)})
             return exc
         raise readable(exc, config) from exc
+    except FencedError as exc:
+        # Somebody was quicker between our look and our taking.
+        raise position.fenced_error(exc) from exc
     return None
 
 

@@ -513,3 +513,16 @@ async def test_a_mount_is_quiet_only_about_the_mirror(mounter: Mounter) -> None:
 
 def is_behind(m: Mount) -> bool:
     return bool(m.replica.status()["generation"]["mirrored"] < m.cache.generation)
+
+
+async def test_who_is_overtaken_while_mounting_is_told_so(
+    mounter: Mounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def too_late(*_: object, **__: object) -> bool:
+        raise FencedError("elsewhere (pid 7)")
+
+    monkeypatch.setattr(LeaseKeeper, "take", too_late)
+    with pytest.raises(UserError, match="elsewhere") as caught:
+        async with mounter("a"):
+            pass
+    assert caught.value.exit_code == ExitCode.FENCED

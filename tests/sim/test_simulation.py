@@ -27,6 +27,7 @@ FOUND = [
     (37, 1000, "a death right after a recovery hid that the mirror's rows had gone back"),
     (3000004, 2000, "a seal found after a mount without the store did not count"),
     (2000028, 2000, "what a failed sync left was saved with the next change only"),
+    (20261165, 2000, "overtaken while it mounts"),
 ]
 """Seed, operations, and what was found there. Seeds tell another story when the simulation changes,
 so each has a test of its own beside the code that was wrong."""
