@@ -17,6 +17,7 @@ from s3ws_fs.cache import syncpoint
 from tests.sim.life import Life
 from tests.sim.tree import Wrong
 from tests.sim.world import World, simulate
+from tests.support.mounting import REPOSITORY
 
 SEEDS = range(1, 11)
 OPERATIONS = 500
@@ -56,6 +57,7 @@ def test_the_same_seed_is_the_same_run() -> None:
     assert simulate(8, 400).digest != digest
     done = subprocess.run(
         [sys.executable, "-m", "tests.sim", "--seed", "7", "--ops", "400"],
+        cwd=REPOSITORY,
         env={**os.environ, "PYTHONHASHSEED": "1234"},
         capture_output=True,
         text=True,
