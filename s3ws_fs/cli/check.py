@@ -21,15 +21,13 @@ from typing import Any, Final
 
 import click
 
-from s3ws_fs import launch
 from s3ws_fs.cache.checking import Checked, check_cache
 from s3ws_fs.cache.reader import open_reader
 from s3ws_fs.cache.repair import Needs, repair_cache
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.cli import report
-from s3ws_fs.cli.mounting import runtime_dir, setting_flags
+from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
 from s3ws_fs.control import registry
-from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import CacheError, ExitCode, NotFoundError, StoreError, UserError
 from s3ws_fs.core.findings import Finding, Report, Severity
@@ -111,7 +109,7 @@ def _directories(
     mountpoint: str | None, caches: Sequence[str], overrides: dict[str, Any]
 ) -> list[Path]:
     if mountpoint is not None:
-        return [Path(_registered(mountpoint).cache_path), *map(Path, caches)]
+        return [Path(registered(mountpoint).cache_path), *map(Path, caches)]
     if caches:
         return [Path(given) for given in caches]
     infos, _ = registry.list_mounts(runtime_dir())
@@ -130,18 +128,6 @@ def _has_ids(overrides: dict[str, Any]) -> bool:
     return any(given)
 
 
-def _registered(mountpoint: str) -> MountInfo:
-    path = launch.canonical_mountpoint(mountpoint)
-    info = registry.read(runtime_dir(), path)
-    if info is None:
-        raise UserError(
-            f"{path!a} is not mounted.",
-            remedy="`s3ws status` lists the mounts of this host; a cache can be named by --cache.",
-            exit_code=ExitCode.NOT_MOUNTED,
-        )
-    return info
-
-
 def _config(overrides: dict[str, Any]) -> MountConfig:
     return Settings.load(os.environ, overrides).mount_config(NOWHERE)
 
@@ -152,7 +138,7 @@ def _workspace(
     """The workspace, and its cache when there is one on this host."""
     directory: Path | None = Path(caches[0]) if caches else None
     if mountpoint is not None:
-        info = _registered(mountpoint)
+        info = registered(mountpoint)
         ids = {"user_id": info.user_id, "conversation_id": info.conversation_id}
         # What the mount says counts; the environment may be of another workspace.
         tail = f"conversations/{info.user_id}/{info.conversation_id}/workspace/"

@@ -20,8 +20,9 @@ import click
 
 from s3ws_fs import launch
 from s3ws_fs.cli import report
+from s3ws_fs.control import registry
 from s3ws_fs.control.paths import make_private
-from s3ws_fs.control.registry import default_runtime_dir
+from s3ws_fs.control.registry import MountInfo, default_runtime_dir
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.outside import POLICIES
 from s3ws_fs.settings import OPTIONS, Option, Settings
@@ -66,6 +67,19 @@ def _setting_flag(name: str, option: Option) -> Callable[[_F], _F]:
 def runtime_dir() -> str:
     """Where this user's mounts are registered."""
     return os.path.realpath(default_runtime_dir(os.environ, os.geteuid()))
+
+
+def registered(mountpoint: str) -> MountInfo:
+    """The entry of a mount, living or dead. Raises UserError (exit code 4)."""
+    path = launch.canonical_mountpoint(mountpoint)
+    info = registry.read(runtime_dir(), path)
+    if info is None:
+        raise UserError(
+            f"{path!a} is not mounted.",
+            remedy="`s3ws status` lists the mounts of this host; a cache can be named by --cache.",
+            exit_code=ExitCode.NOT_MOUNTED,
+        )
+    return info
 
 
 def _make_default_store(settings: Settings, default: str) -> None:

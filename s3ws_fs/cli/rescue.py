@@ -21,7 +21,7 @@ from s3ws_fs import launch
 from s3ws_fs.cache.reader import open_reader
 from s3ws_fs.cli import report
 from s3ws_fs.cli.check import NOWHERE
-from s3ws_fs.cli.mounting import runtime_dir, setting_flags
+from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
 from s3ws_fs.control import registry
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.types import Location
@@ -80,15 +80,7 @@ def _cache_directory(mountpoint: str | None, cache: str | None, overrides: dict[
         return Path(cache)
     if mountpoint is None:
         return Path(Settings.load(os.environ, overrides).mount_config(NOWHERE).workspace_cache_dir)
-    path = launch.canonical_mountpoint(mountpoint)
-    info = registry.read(runtime_dir(), path)
-    if info is None:
-        raise UserError(
-            f"{path!a} is not mounted.",
-            remedy="`s3ws status` lists the mounts of this host; a cache can be named by --cache.",
-            exit_code=ExitCode.NOT_MOUNTED,
-        )
-    return Path(info.cache_path)
+    return Path(registered(mountpoint).cache_path)
 
 
 @contextmanager

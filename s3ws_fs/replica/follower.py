@@ -303,16 +303,7 @@ class Follower:
 
     async def _rebuild(self, progress: Progress) -> None:
         looked_s = self._boottime_s()
-        files: list[RecordsFile] = []
-
-        async def on_part(part: dict[str, Any], _: memoryview) -> None:
-            if "progress" in part:
-                done, total = part["progress"]
-                progress({"phase": "fetching metadata", "done": done, "total": total})
-            else:
-                files.append(open_records(Path(part["file"]), part["where"], whole=False))
-
-        state = await self.worker.ask("restore", on_part)
+        state, files = await restore.fetch_records(self.worker, progress)
         self._check_workspace(state["workspace"])
         progress({"phase": "loading metadata", "done": 0, "total": len(files)})
         position, shown = Sealed(), Shown()

@@ -266,8 +266,13 @@ async def _rebuild(
     failpoints.hit(failpoints.RESTORE_AFTER)
 
 
-async def _load(cache: Cache, worker: WorkerClient, progress: Progress) -> dict[str, Any]:
-    """Records of the bucket into the empty cache."""
+async def fetch_records(
+    worker: WorkerClient, progress: Progress
+) -> tuple[dict[str, Any], list[RecordsFile]]:
+    """What stands in the bucket, and its records in the spool, verified, in order of replay.
+
+    Raises StoreError, FormatError.
+    """
     files: list[RecordsFile] = []
 
     async def on_part(part: dict[str, Any], _: memoryview) -> None:
@@ -278,6 +283,12 @@ async def _load(cache: Cache, worker: WorkerClient, progress: Progress) -> dict[
             files.append(open_records(Path(part["file"]), part["where"], whole=False))
 
     state = await worker.ask("restore", on_part)
+    return state, files
+
+
+async def _load(cache: Cache, worker: WorkerClient, progress: Progress) -> dict[str, Any]:
+    """Records of the bucket into the empty cache."""
+    state, files = await fetch_records(worker, progress)
     failpoints.hit(failpoints.RESTORE_FETCHED)
     state["mirrored"] = max(state["mirrored"], files[-1].header.mirrored)
     orphans: set[bytes] = set()
