@@ -198,6 +198,9 @@ SEALS = 5
 def _looks_right(reader: Host, sealed: dict[int, trees.Manifest], git: list[str]) -> bool:
     """Whether nothing changed while we looked; AssertionError when what we saw was no seal."""
     before = _segment(reader)
+    if before < min(sealed):
+        return False  # the repository is not there yet
+    found, why = None, None
     try:
         found = trees.manifest(reader.mountpoint)
         fsck = subprocess.run(
@@ -206,13 +209,12 @@ def _looks_right(reader: Host, sealed: dict[int, trees.Manifest], git: list[str]
             capture_output=True,
             check=False,
         )
-    except OSError:
-        found = None
+    except OSError as exc:
+        why = exc
     if _segment(reader) != before:
         return False
-    assert found is not None
-    if before < min(sealed):
-        return False
+    assert found is not None, why
+    assert why is None, why
     assert fsck.returncode == 0, fsck
     assert trees.differences(sealed[before], found) == []
     return True

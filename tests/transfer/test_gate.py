@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 
 from s3ws_fs.core import layout
@@ -158,17 +156,15 @@ def test_a_renewal_that_took_too_long_proves_nothing(host: Host, memory: MemoryS
 def test_a_long_request_is_kept_proven(host: Host, memory: MemoryStore) -> None:
     """The thread renews while a request is under way, and only then."""
     host.gate.take(A)
-    renewed = threading.Event()
 
     def fault(op: str, key: str) -> Fault:
-        if op == "put" and key.endswith(layout.LEASE_KEY):
-            renewed.set()
-        elif op == "put":
+        if op == "put" and not key.endswith(layout.LEASE_KEY):
             # The thread sleeps until the proof is half gone, by a clock that we set: wake it.
             host.now_s += 5
             with host.gate._state:
                 host.gate._state.notify_all()
-            assert renewed.wait(20)
+            # Not only sent: armed. Else this request may end before the thread has done that.
+            wait_until(lambda: 1015.0 in host.watch.set_to)
         return Fault.NONE
 
     memory.fault = fault
