@@ -45,6 +45,7 @@ Exit codes:
   14  the daemon kept dying: the mount was ended, the cache keeps everything
   15  restart: this mount can't be handed to another daemon
   16  another mount holds the workspace's lease
+  17  history has no such point, snapshot or turn (any more)
 """
 
 

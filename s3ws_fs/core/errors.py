@@ -42,6 +42,7 @@ class ExitCode(enum.IntEnum):
     GAVE_UP = 14
     CANT_RESTART = 15
     HELD = 16
+    NO_SUCH_POINT = 17
     RESTART = 75
 
 

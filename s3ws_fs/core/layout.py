@@ -5,6 +5,8 @@ Keys (docs/format.md; all relative to the workspace prefix)
     journal/seg/{number:016x}       segments: 1, 2, 3, … no gaps above the newest checkpoint
     journal/ckpt/{number:016x}      checkpoints: the whole metadata as of segment `number`
     journal/blob/{object id:016x}   large data that a segment names (top bit of the id set)
+    journal/snap/{number:016x}-{id} snapshots: points in history that are kept (core/history)
+    journal/history.json            from which segment on every point is kept
     journal/mirrored.json           generation up to which the mirror was last complete
     journal/lease.json              who may write, and for how long
     files/{escaped path}            the mirror
@@ -33,6 +35,8 @@ LEASE_KEY: Final = "journal/lease.json"
 SEG_PREFIX: Final = "journal/seg/"
 CKPT_PREFIX: Final = "journal/ckpt/"
 BLOB_PREFIX: Final = "journal/blob/"
+SNAP_PREFIX: Final = "journal/snap/"
+HISTORY_KEY: Final = "journal/history.json"
 FILES_PREFIX: Final = "files/"
 
 KEY_BYTES_MAX: Final = 1024

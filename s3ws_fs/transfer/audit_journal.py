@@ -14,23 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Final
 
-from s3ws_fs.cache.tableset import Rows, TableSet
-from s3ws_fs.cache.view import META_HEAD
+from s3ws_fs.cache.tableset import TableSet
 from s3ws_fs.core import journal, keys, layout
 from s3ws_fs.core.errors import FormatError, NotFoundError
 from s3ws_fs.core.findings import Finding, damage
 from s3ws_fs.core.journal import HEADER_BYTES, KIND_CHECKPOINT, KIND_SEGMENT, Frame, Header
 from s3ws_fs.core.limits import EXTENT_BYTES
-from s3ws_fs.core.records import Head, decode_location
-from s3ws_fs.core.types import SELF_OBJECT, Location
+from s3ws_fs.core.records import decode_location
+from s3ws_fs.core.types import Location
 from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer import replaying
 from s3ws_fs.transfer.windowed import windowed
-
-_SELF: Final = keys.pack_u64(SELF_OBJECT)
-_HANGING: Final = ("chunks", "xattrs", "links")
 
 
 @dataclass(slots=True)
@@ -56,15 +52,10 @@ class JournalObject:
             if frame.table == keys.T_CHUNKS and not frame.tombs:
                 for raw in frame.values:
                     try:
-                        yield decode_location(absolute(raw, self.number))
+                        yield decode_location(replaying.absolute(raw, self.number))
                     except FormatError:
                         # Told by whoever judges the replayed records.
                         continue
-
-
-def absolute(raw: bytes, number: int) -> bytes:
-    """A chunk record of segment `number`, with that number where it says "this segment"."""
-    return keys.pack_u64(number) + raw[8:] if raw[:8] == _SELF else raw
 
 
 def journal_objects(listing: Mapping[str, ListEntry]) -> list[JournalObject]:
@@ -226,7 +217,6 @@ def replay(objects: Iterable[JournalObject], mirrored: int) -> Replayed:
     """The tables after these objects, in order; all of them have records."""
     tables = TableSet(is_local=False)
     changed: set[int] = set()
-    header: Header | None = None
     for each in objects:
         header = each.header
         assert header is not None and each.frames is not None
@@ -235,27 +225,6 @@ def replay(objects: Iterable[JournalObject], mirrored: int) -> Replayed:
             is_of_changes = frame.table == keys.T_INODES and each.kind == KIND_SEGMENT
             if is_behind and (is_of_changes or frame.table == journal.T_MTODO):
                 changed.update(keys.unpack_u64(key) for key in frame.keys if len(key) == 8)
-            if frame.table != journal.T_MTODO:
-                _apply(tables, frame, each.number)
-    if header is not None:
-        head = Head(header.generation, header.next_ino, header.used_bytes, header.inodes)
-        tables.meta[META_HEAD] = head.encode()
+            replaying.apply(tables, frame, each.number)
+        replaying.finish(tables, header)
     return Replayed(tables, changed)
-
-
-def _apply(tables: TableSet, frame: Frame, number: int) -> None:
-    rows = tables.journal_table(frame.table)
-    if not frame.tombs:
-        values = frame.values
-        if frame.table == keys.T_CHUNKS:
-            values = [absolute(raw, number) for raw in values]
-        rows.update(zip(frame.keys, values, strict=True))
-        return
-    for key in frame.keys:
-        rows.pop(key, None)
-    if frame.table == keys.T_INODES:
-        gone = set(frame.keys)
-        for name in _HANGING:
-            kept: Rows = getattr(tables, name)
-            for key in [key for key in kept if key[:8] in gone]:
-                del kept[key]
