@@ -10,7 +10,9 @@ Called by every layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from s3ws_fs.core.errors import FormatError
 
 ROOT_INO: Final = 1
 
@@ -81,6 +83,20 @@ class Outdated:
 
     names: tuple[tuple[int, bytes], ...] = ()
     inodes: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; a character of a name is a byte."""
+        names = [(parent, name.decode("latin-1")) for parent, name in self.names]
+        return {"names": names, "inodes": self.inodes}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Outdated:
+        """The inverse. Raises FormatError."""
+        try:
+            names = tuple((int(ino), name.encode("latin-1")) for ino, name in value["names"])
+            return cls(names, tuple(int(ino) for ino in value["inodes"]))
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as exc:
+            raise FormatError("note", f"not what the kernel has to forget ({exc!r})") from exc
 
 
 @dataclass(frozen=True, slots=True)

@@ -329,7 +329,7 @@ class Daemon:
         await operations.started.wait()
         if self.line is not None:
             await self.line.through.wait()
-        parts.kernel.open()
+        parts.kernel.open(ours.kernel_fd)
         parts.reaper.notify()
         if not self._took_over:
             await mount.show_root(ours)
@@ -340,6 +340,19 @@ class Daemon:
             self.line.serving()
         log.info("%s %s", "goes on with" if self._took_over else "mounted on", ours.mountpoint)
         self._report_start({"event": "ready", "pid": os.getpid()})
+        await self._tell_the_rest(parts)
+
+    async def _tell_the_rest(self, parts: Parts) -> None:
+        """What the daemon before had committed, and the kernel was not told of."""
+        try:
+            outdated = parts.fs.outdated()
+            if outdated is None:
+                return
+            if self._took_over:
+                await parts.kernel.forget(outdated)
+            parts.fs.told()
+        except (FormatError, OSError, FsError) as exc:
+            log.error("programs may see names and bytes as they were before: %s", exc)
 
     # --- the end ---------------------------------------------------------------------------
 

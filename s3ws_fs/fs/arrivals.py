@@ -6,7 +6,8 @@ Invariants
 2. What a file is placed over is never lost by it: it goes on under another name, or its content is
    known to be in the journal's history and the caller says that it may go.
 3. Quota and inode limit hold as for any program; names and parents are checked as in create.
-4. A caller's notes (rows of the mirror, a line for status) are part of the same transaction.
+4. A caller's notes (rows of the mirror, a line for status) are part of the same transaction; so is
+   the note of what the kernel has to forget, which stands until the caller says `told`.
 
 Called by replica, at most one at a time.
 """
@@ -25,7 +26,7 @@ from s3ws_fs.core.extents import alloc_bytes
 from s3ws_fs.core.limits import SYMLINK_BYTES_MAX
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import ROOT_INO, Cred, Outdated
-from s3ws_fs.fs.base import check_name, need, need_dir, touch_dir
+from s3ws_fs.fs.base import check_name, need, need_dir, note_outdated, touch_dir
 from s3ws_fs.fs.data import DataOps
 from s3ws_fs.fs.names import NameOps
 
@@ -104,8 +105,9 @@ class ArrivalOps(NameOps, DataOps):
             name = self._free_name(tx, parent, names)
             self._name_it(tx, ino, wanted, above, name, notes)
             touch_dir(tx, above)
+            outdated = note_outdated(tx, Outdated(((parent, name),), (parent,)))
         self.on_change()
-        return Placed(name, Outdated(((parent, name),), (parent,)))
+        return Placed(name, outdated)
 
     def place_at(
         self,
@@ -146,8 +148,9 @@ class ArrivalOps(NameOps, DataOps):
                 inodes.append(old.ino)
             self._name_it(tx, ino, wanted, above, name, notes)
             touch_dir(tx, above)
+            outdated = note_outdated(tx, Outdated(tuple(names), tuple(inodes)))
         self._note_orphan(old)
-        return Placed(kept, Outdated(tuple(names), tuple(inodes)))
+        return Placed(kept, outdated)
 
     def directory_for(self, names: Iterable[bytes]) -> tuple[int, Outdated]:
         """The directory at this path, made where it is missing. Raises ENOTDIR, EDQUOT, …"""
@@ -160,9 +163,10 @@ class ArrivalOps(NameOps, DataOps):
                 found = view.dentry(ino, name)
             if found is None:
                 owner = Cred(above.uid, above.gid, umask=0)
-                found = self.mkdir(ino, name, stat.S_IMODE(above.mode) & 0o777, owner).ino
                 made.append((ino, name))
                 parents.append(ino)
+                self.will_outdate(Outdated(tuple(made), tuple(parents)))
+                found = self.mkdir(ino, name, stat.S_IMODE(above.mode) & 0o777, owner).ino
             ino = found
         with self.cache.read() as view:
             need_dir(view, ino)

@@ -10,7 +10,9 @@ Called by the modules of fs only.
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Callable
+from typing import Final
 
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.following import drop_quietly
@@ -20,6 +22,10 @@ from s3ws_fs.core.errors import FsError, GoneError
 from s3ws_fs.core.keys import unpack_u64
 from s3ws_fs.core.limits import NAME_BYTES_MAX
 from s3ws_fs.core.records import InodeRec
+from s3ws_fs.core.types import Outdated
+
+META_OUTDATED: Final = "outdated"
+"""What the kernel was not told of yet: if we die before it was, the next daemon tells it."""
 
 
 class FsBase:
@@ -103,6 +109,22 @@ class FsBase:
             self._doubtful.update(inos)
             self.on_forgotten()
 
+    def will_outdate(self, outdated: Outdated) -> None:
+        """Note it before a change that does not come through the kernel is committed.
+
+        One note at a time: this one takes the place of that before.
+        """
+        self.cache.put_json(META_OUTDATED, outdated.to_json())
+
+    def outdated(self) -> Outdated | None:
+        """What the kernel was not told of, as far as is noted. Raises FormatError."""
+        noted = self.cache.get_json(META_OUTDATED)
+        return None if noted is None else Outdated.from_json(noted)
+
+    def told(self) -> None:
+        """The kernel has forgotten what was noted."""
+        self.cache.put_json(META_OUTDATED, None)
+
     def _drop_orphans(self, inos: list[int]) -> None:
         if self.is_following:
             drop_quietly(self.cache, inos)
@@ -114,6 +136,12 @@ class FsBase:
                 if rec is not None and rec.nlink == 0:
                     tx.drop_inode(rec)
         self.on_change()
+
+
+def note_outdated(tx: Tx, outdated: Outdated) -> Outdated:
+    """As `will_outdate`, within the change itself."""
+    tx.put_meta(META_OUTDATED.encode(), json.dumps(outdated.to_json()).encode())
+    return outdated
 
 
 def need(view: View, ino: int) -> InodeRec:

@@ -77,6 +77,8 @@ class Mount:
     connection: int | None
     device: Device | None = None
     """What `serve` reads from, with a holder."""
+    kernel_fd: int = -1
+    """The connection."""
 
     def stands(self) -> bool:
         """Whether it is (still) what is mounted there."""
@@ -272,7 +274,7 @@ def mounted(
         )
         number = table.connection_id(mountpoint)
     device = None if held is None else _held_device(held, kernel_fd, number)
-    mount = Mount(mountpoint, number, device)
+    mount = Mount(mountpoint, number, device, kernel_fd)
     with _captured_stderr() as said:
         try:
             where = f"/dev/fd/{kernel_fd if device is None else device.number}"

@@ -201,7 +201,8 @@ class OutsideChanges:
         self, found: Found, place: _Place, ino: int, wanted: Arriving, digest: bytes
     ) -> Placed:
         parent, made = self._fs.directory_for(place.names[:-1])
-        await self._forget(made)
+        if made.names:
+            await self._forget(made)
 
         def notes(tx: Tx, rec: InodeRec) -> None:
             there = tx.dentry(parent, place.name)
@@ -363,12 +364,12 @@ class OutsideChanges:
                 and _is_mirrored(view, row, rec.ino)
             )
         if obeys and rec is not None:
+            outdated = Outdated(((place.parent.ino, place.name),), (place.parent.ino, rec.ino))
+            self._fs.will_outdate(outdated)
             self._fs.unlink(place.parent.ino, place.name)
             self._cache.record_mirrored((), (row.path,), ())
             self._remember(self._event(found.path, "deleted outside; deleted here by bucket-wins"))
-            await self._forget(
-                Outdated(((place.parent.ino, place.name),), (place.parent.ino, rec.ino))
-            )
+            await self._forget(outdated)
             return True
         self._cache.add_mirror_todo([row.ino], self._cache.generation)
         self._cache.record_mirrored((), (row.path,), ())

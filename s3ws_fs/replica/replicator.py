@@ -146,6 +146,7 @@ class Replicator:
 
         async def forget(outdated: Outdated) -> None:
             await self.kernel_forget(outdated)
+            fs.told()
 
         policy = self._config.outside_changes
         self._outside = OutsideChanges(self._cache, self.worker, fs, policy, forget)

@@ -6,24 +6,39 @@ negative controls stand beside: without telling the kernel it goes on showing th
 
 from __future__ import annotations
 
+import array
+import contextlib
 import errno
 import json
 import mmap
 import os
+import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyfuse3
 import pytest
 import trio
 import trio.testing
 
 from s3ws_fs.core.types import Outdated
-from s3ws_fs.fuse import invalidate
-from s3ws_fs.fuse.invalidate import BATCH_MAX, KernelCache
+from s3ws_fs.fuse import notifier
+from s3ws_fs.fuse.invalidate import (
+    BATCH_MAX,
+    TRIES_MAX,
+    KernelCache,
+    Notifier,
+    entry_notice,
+    inode_notice,
+)
+from tests.support.host import child_pids
 from tests.support.mounting import mounted_layer
+
+RSS_KIB_MAX = 12 * 1024
 
 
 class Back:
@@ -168,49 +183,184 @@ def test_what_the_kernel_never_saw_is_no_error(back: Back, here: Path) -> None:
     assert os.listdir(here) == ["unseen"]
 
 
-# --- without a kernel --------------------------------------------------------------------------
+# --- the process that does it, without a kernel --------------------------------------------------
 
 
-def _served() -> KernelCache:
-    kernel = KernelCache()
-    kernel.open()
-    return kernel
+class Fake:
+    """Stands in for the process: answers each batch with `code`, or dies of it."""
+
+    def __init__(self, nursery: trio.Nursery, code: int = 0, deaths: int = 0) -> None:
+        self._nursery = nursery
+        self._code = code
+        self._deaths = deaths
+        self.seen: list[list[bytes]] = []
+        self.gate = trio.Event()
+        self.gate.set()
+
+    async def start(self, kernel_fd: int) -> Notifier:
+        ours, theirs = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        made = Notifier(ours)
+        self._nursery.start_soon(self._serve, theirs, made)
+        return made
+
+    async def _serve(self, line: trio.socket.SocketType, made: Notifier) -> None:
+        with line:
+            while batch := await line.recv(notifier.BATCH_BYTES_MAX):
+                await self.gate.wait()
+                self.seen.append(list(_notices(batch)))
+                if self._deaths:
+                    self._deaths -= 1
+                    break
+                with contextlib.suppress(OSError):
+                    await line.send(array.array("i", [self._code] * len(self.seen[-1])).tobytes())
+        made.ended.set()
+
+    def served(self) -> KernelCache:
+        kernel = KernelCache(self.start)
+        kernel.open(-1)
+        return kernel
 
 
-def _failing(code: int) -> Callable[..., None]:
-    def fail(*_: object) -> None:
-        raise OSError(code, "told by the test")
-
-    return fail
-
-
-async def test_a_mount_that_is_gone_has_nothing_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyfuse3, "invalidate_inode", _failing(errno.ENODEV))
-    await _served().forget(Outdated(inodes=(1,)))
+def _notices(batch: bytes) -> Iterator[bytes]:
+    while batch:
+        length = int.from_bytes(batch[:4], sys.byteorder)
+        yield batch[:length]
+        batch = batch[length:]
 
 
-async def test_a_kernel_that_can_not_forget_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyfuse3, "invalidate_entry", _failing(errno.ENOSYS))
-    with pytest.raises(OSError, match="told by the test"):
-        await _served().forget(Outdated(names=((1, b"x"),)))
+async def test_a_mount_that_is_gone_has_nothing_cached() -> None:
+    async with trio.open_nursery() as nursery:
+        kernel = Fake(nursery, errno.ENODEV).served()
+        await kernel.forget(Outdated(inodes=(1,)))
+        await kernel.close()
+
+
+async def test_a_kernel_that_can_not_forget_is_an_error() -> None:
+    async with trio.open_nursery() as nursery:
+        kernel = Fake(nursery, errno.ENOSYS).served()
+        with pytest.raises(OSError, match="not implemented"):
+            await kernel.forget(Outdated(names=((1, b"x"),)))
+        await kernel.close()
     await KernelCache().forget(Outdated(names=((1, b"x"),)))  # not served yet: nothing is cached
 
 
-async def test_closing_waits_for_the_batch_under_way_and_no_more_is_begun(
+async def test_closing_waits_for_the_batch_under_way_and_no_more_is_begun() -> None:
+    inodes = range(3 * BATCH_MAX)
+    async with trio.open_nursery() as nursery:
+        fake = Fake(nursery)
+        kernel = fake.served()
+        fake.gate = trio.Event()
+        nursery.start_soon(kernel.forget, Outdated(inodes=tuple(inodes)))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(kernel.close)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not fake.seen
+        fake.gate.set()
+    assert fake.seen == [[inode_notice(inode) for inode in inodes[:BATCH_MAX]]]
+    await kernel.forget(Outdated(inodes=(7,)))
+    assert len(fake.seen) == 1
+
+
+async def test_a_batch_whose_process_died_is_handed_to_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kernel = _served()
-    done: list[int] = []
-
-    def record(_: Sequence[tuple[int, bytes]], inodes: Sequence[int]) -> None:
-        trio.from_thread.run(trio.testing.wait_all_tasks_blocked)
-        done.extend(inodes)
-
-    monkeypatch.setattr(invalidate, "_invalidate", record)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(kernel.forget, Outdated(inodes=tuple(range(3 * BATCH_MAX))))
-        await trio.testing.wait_all_tasks_blocked()
+        fake = Fake(nursery, deaths=TRIES_MAX - 1)
+        kernel = fake.served()
+        await kernel.forget(Outdated(names=((1, b"x"),), inodes=(1,)))
+        assert fake.seen == [[entry_notice(1, b"x")]] * TRIES_MAX + [[inode_notice(1)]]
         await kernel.close()
-        assert done == list(range(BATCH_MAX))
-    await kernel.forget(Outdated(inodes=(7,)))
-    assert done == list(range(BATCH_MAX))
+
+
+async def test_processes_that_die_again_and_again_are_an_error() -> None:
+    async with trio.open_nursery() as nursery:
+        fake = Fake(nursery, deaths=TRIES_MAX)
+        kernel = fake.served()
+        with pytest.raises(OSError, match="died again and again"):
+            await kernel.forget(Outdated(inodes=(1,)))
+        assert len(fake.seen) == TRIES_MAX
+        await kernel.forget(Outdated(inodes=(2,)))
+        await kernel.close()
+
+
+async def test_a_late_answer_is_not_taken_for_that_to_the_next_batch() -> None:
+    async with trio.open_nursery() as nursery:
+        fake = Fake(nursery, errno.ENOSYS)
+        kernel = fake.served()
+        fake.gate = trio.Event()
+        with trio.move_on_after(0) as scope:
+            await trio.testing.wait_all_tasks_blocked()
+            await kernel.forget(Outdated(inodes=(1,)))
+        assert scope.cancelled_caught
+        fake._code = 0
+        fake.gate.set()
+        await kernel.forget(Outdated(inodes=(2,)))
+        await kernel.close()
+    assert fake.seen[-1] == [inode_notice(2)]
+
+
+async def test_the_process_itself_does_all_of_a_batch(tmp_path: Path) -> None:
+    """On a file instead of the kernel. It ends when it is hung up on, and is buried."""
+    path = tmp_path / "kernel"
+    names = tuple((1, b"%03d" % number + b"n" * 252) for number in range(BATCH_MAX + 1))
+    with path.open("wb") as file:
+        kernel = KernelCache()
+        kernel.open(file.fileno())
+        await kernel.forget(Outdated(names=names, inodes=(7,)))
+        (pid,) = (
+            pid
+            for pid in child_pids(os.getpid())
+            if b"notifier.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        status = Path(f"/proc/{pid}/status").read_text()
+        held = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+        await kernel.close()
+    assert not Path(f"/proc/{pid}").exists()
+    (rss_kib,) = re.findall(r"VmRSS:\s+(\d+) kB", status)
+    print(f"VmRSS {rss_kib} KiB")
+    assert int(rss_kib) < RSS_KIB_MAX
+    assert len([name for name in held if name.startswith("socket:")]) == 1, "only the line to us"
+    assert list(_notices(path.read_bytes())) == [
+        *(entry_notice(*name) for name in names),
+        inode_notice(7),
+    ]
+
+
+async def test_a_process_that_rested_too_long_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "notifier.py"
+    source = Path(notifier.__file__).read_text()
+    assert "\nIDLE_S = 30.0\n" in source
+    program.write_text(source.replace("\nIDLE_S = 30.0\n", "\nIDLE_S = 0.2\n"))
+    monkeypatch.setattr(notifier, "__file__", str(program))
+    path = tmp_path / "kernel"
+    with path.open("wb") as file:
+        kernel = KernelCache()
+        kernel.open(file.fileno())
+        await kernel.forget(Outdated(inodes=(1,)))
+        assert kernel._notifier is not None
+        await kernel._notifier.ended.wait()
+        await kernel.forget(Outdated(inodes=(2,)))
+        await kernel.close()
+    assert list(_notices(path.read_bytes())) == [inode_notice(1), inode_notice(2)]
+
+
+def test_a_process_without_its_daemon_ends(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, (tmp_path / "kernel").open("wb") as file:
+        numbers = (file.fileno(), theirs.fileno())
+        command = [sys.executable, "-I", "-S", "-E", notifier.__file__, *map(str, numbers)]
+        with subprocess.Popen(command, pass_fds=numbers) as process:
+            theirs.close()
+            ours.send(inode_notice(1) + inode_notice(2))
+            ours.close()
+            assert process.wait(60) == 0
+    assert list(_notices((tmp_path / "kernel").read_bytes())) == [inode_notice(1), inode_notice(2)]
+
+
+@pytest.mark.fuse
+def test_the_notifications_are_those_of_libfuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and numbers as in the kernel's fuse.h: what a real mount takes is tested above."""
+    assert inode_notice(5) == struct.pack("=IiQQqq", 40, 2, 0, 5, 0, 0)
+    assert entry_notice(6, b"ab") == struct.pack("=IiQQII", 35, 3, 0, 6, 2, 0) + b"ab\0"

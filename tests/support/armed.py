@@ -149,7 +149,8 @@ class Trigger:
     """SIGKILL at a point of one's choice, again and again, in processes that run already.
 
     Whoever passes a point whose name is a file in `directory` dies there; unless the file says
-    "always", it is removed before. The point `answer.before` counts only when a commit was the last
+    "always", it is removed before. If it says "hold", the thread stays there for good, and the
+    process goes on without it. The point `answer.before` counts only when a commit was the last
     thing before it: requests that change nothing pass it too.
 
     without: "resend" makes the kernel one that does not send unanswered requests again; "once"
@@ -166,9 +167,16 @@ class Trigger:
 
     def set(self, point: str, *, always: bool = False) -> None:
         """From now on, die there."""
+        self._arm(point, "always" if always else "once")
+
+    def _arm(self, point: str, what: str) -> None:
         temporary = Path(self.directory, f".{point}")
-        temporary.write_text("always" if always else "once")
+        temporary.write_text(what)
         temporary.rename(Path(self.directory, point))
+
+    def hold(self, point: str) -> None:
+        """From now on, the first thread to pass there stays there until its process dies."""
+        self._arm(point, "hold")
 
     def is_set(self, point: str) -> bool:
         """Whether nobody died there so far (or it is for always)."""
@@ -184,11 +192,13 @@ class Trigger:
         if point == failpoints.ANSWER_BEFORE and before != failpoints.COMMIT_AFTER:
             return
         try:
-            always = path.read_text() == "always"
+            what = path.read_text()
         except FileNotFoundError:
             return
-        if not always:
+        if what != "always":
             path.unlink()
+        if what == "hold":
+            threading.Event().wait()
         os.kill(os.getpid(), signal.SIGKILL)
         signal.pause()
 

@@ -130,11 +130,12 @@ async def run(options: dict[str, Any], ready_fd: int) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_announce, operations, ours, ready_fd)
                 nursery.start_soon(_obey, ours)
+                kernel = KernelCache()
                 if "behind" in options:
-                    kernel = KernelCache()
-                    kernel.open()
+                    kernel.open(ours.kernel_fd)
                     nursery.start_soon(Behind(fs, kernel).serve, options["behind"])
                 await mount.serve(adaptive_wait_us=options.get("adaptive_wait_us", 40))
+                await kernel.close()
                 nursery.cancel_scope.cancel()
 
 

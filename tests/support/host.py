@@ -267,7 +267,7 @@ def kill_all(info: registry.MountInfo, meanwhile: Callable[[], None] = lambda: N
             victims.append(os.pidfd_open(info.holder_pid))
             signal.pidfd_send_signal(victims[0], signal.SIGSTOP)
             # Its child is the daemon: maybe another than was registered so far.
-            daemons = _child_pids(info.holder_pid)
+            daemons = child_pids(info.holder_pid)
             signal.pidfd_send_signal(victims[0], signal.SIGKILL)
     children = []
     for pid in daemons:
@@ -295,7 +295,8 @@ def wait_for_exit(pidfd: int, timeout_s: float = EXIT_S_MAX) -> None:
     assert poll.poll(timeout_s * 1000), f"the process did not end within {timeout_s:g} s"
 
 
-def _child_pids(pid: int) -> list[int]:
+def child_pids(pid: int) -> list[int]:
+    """The direct children of a process, whichever thread started them."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -306,7 +307,7 @@ def _child_pids(pid: int) -> list[int]:
 def _children(pid: int) -> list[int]:
     """Descriptors (pidfd) of the direct children of a process."""
     found = []
-    for child in _child_pids(pid):
+    for child in child_pids(pid):
         with contextlib.suppress(ProcessLookupError):
             found.append(os.pidfd_open(child))
     return found
