@@ -107,7 +107,7 @@ SYNC_AFTER: Final = _point(
     "This sync point counts, and the one before is still valid.",
 )
 
-# --- a flush (transfer/freeze.py, journaling.py, replica/flusher.py) -------------------------
+# --- a flush (transfer/freeze.py, sealing.py, replica/flusher.py) ----------------------------
 
 FREEZE_BEFORE: Final = _point(
     "freeze.before",
@@ -157,7 +157,7 @@ FLUSH_SEALED: Final = _point(
     "The cache knows the seal; the mirror is behind, and its to-do says how far.",
 )
 
-# --- checkpoint and garbage (transfer/journaling.py) -----------------------------------------
+# --- checkpoint and garbage (transfer/sealing.py, garbage.py) --------------------------------
 
 CHECKPOINT_BEFORE: Final = _point(
     "checkpoint.before",
@@ -221,7 +221,7 @@ RECONCILE_AFTER: Final = _point(
     "The mirror was listed and its rows are noted; the next cycle may list it again.",
 )
 
-# --- restore and hydration (transfer/journaling.py, replica/restore.py, hydrate.py) ----------
+# --- restore and hydration (transfer/restoring.py, replica/restore.py, hydrate.py) -----------
 
 IMPORT_FILE: Final = _point(
     "import.file",

@@ -132,7 +132,7 @@ class WorkerClient:
         reader_check: Callable[[], object],
         start: Start = start_process,
     ) -> None:
-        """`hello` is the worker's first request (see Worker.do_hello); it may be changed later."""
+        """`hello` is the worker's first request (see Session.open); it may be changed later."""
         self.hello = hello
         self._start = start
         self._reader_check = reader_check

@@ -46,7 +46,7 @@ from s3ws_fs.replica import flusher, restore
 from s3ws_fs.store.base import ObjectStore
 from s3ws_fs.store.memory import MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
-from s3ws_fs.transfer import freeze, journaling
+from s3ws_fs.transfer import freeze, garbage, journaling
 from s3ws_fs.transfer import mirror as mirroring
 from s3ws_fs.transfer.audit import LocalSide, audit
 from tests.replica.conftest import Mount
@@ -91,7 +91,7 @@ def small_limits() -> contextlib.ExitStack:
         (flusher, "CHECKPOINT_EVERY_SEGMENTS", 2),
         (flusher, "RECORD_BATCH", 3),
         (freeze, "BLOB_FILE_BYTES_MIN", 40_000),
-        (journaling, "GARBAGE_BATCH", 1),
+        (garbage, "GARBAGE_BATCH", 1),
         (mirroring, "RESULTS_BATCH", 2),
         (restore, "BATCH_RECORDS", 5),
     ):

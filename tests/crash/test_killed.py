@@ -20,7 +20,7 @@ import pytest
 
 from s3ws_fs.core import failpoints
 from s3ws_fs.store.local import LocalStore
-from s3ws_fs.transfer import journaling
+from s3ws_fs.transfer import garbage
 from tests.crash.rig import Known, Rig, Step, fast_directory, newest_generation
 from tests.crash.workloads import FIRST, OF_OTHERS, SECOND, WITH_A_KERNEL
 from tests.support.armed import KILL, Listener, Plan
@@ -65,7 +65,7 @@ class Plain:
 
 def at_once_garbage() -> mock._patch[int]:
     """Garbage of a moment ago may go: the clock of a directory is the real one."""
-    return mock.patch.object(journaling, "GC_GRACE_S", 0)
+    return mock.patch.object(garbage, "GC_GRACE_S", 0)
 
 
 @pytest.fixture(scope="module")

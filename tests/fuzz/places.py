@@ -41,7 +41,7 @@ from s3ws_fs.replica import position, restore
 from s3ws_fs.store.local import LocalStore
 from s3ws_fs.store.memory import MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
-from s3ws_fs.transfer import journaling
+from s3ws_fs.transfer import journaling, restoring
 from tests.core.test_journal import make_header
 from tests.fuzz.codecs import ROWS, make_frames
 from tests.fuzz.mutate import any_value, json_bytes, mutated
@@ -298,7 +298,7 @@ def run_bucket(objects: _Objects) -> None:
     for key, raw in objects.objects.items():
         store.put(key, raw)
     with tempfile.TemporaryDirectory(dir=_base()) as base, ThreadPoolExecutor(1) as pool:
-        files = journaling.restore(store, Path(base), pool, lambda *_: None).files
+        files = restoring.restore(store, Path(base), pool, lambda *_: None).files
         with _open(Path(base) / "ws") as cache:
             orphans: set[bytes] = set()
             for file in files:

@@ -33,7 +33,8 @@ from s3ws_fs.core.config import StoreConfig
 from s3ws_fs.core.errors import TransientError
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import wire
-from s3ws_fs.transfer.worker import FETCH_LANES, IDLE_S, Means, Worker
+from s3ws_fs.transfer.session import FETCH_LANES, Handler, Means, Reply
+from s3ws_fs.transfer.worker import FETCH_REQUESTS, IDLE_S, Worker
 from tests.sim import strands
 from tests.sim.bucket import Link
 from tests.sim.tree import Branch, Nodes, Wrong
@@ -296,7 +297,7 @@ class Process:
             lane = contextlib.AsyncExitStack()
         elif command == "ping":
             lane = contextlib.AsyncExitStack()
-        elif command in ("fetch", "fetch-mirror", "check", "renew"):
+        elif command in FETCH_REQUESTS:
             lane = self._fetch_lanes
         try:
             async with lane:
@@ -327,21 +328,23 @@ class _Worker(Worker):
         super().__init__(cast("Any", None), means=means)
         self._process = process
         self.is_taking = False
+        self.handlers["lease"] = partial(self._lease, self.handlers["lease"])
+        self.handlers["freeze"] = partial(self._freeze, self.handlers["freeze"])
 
-    def do_lease(self, ask: dict[str, Any], part: Callable[..., None]) -> dict[str, Any]:
+    def _lease(self, handler: Handler, ask: dict[str, Any], part: Reply) -> dict[str, Any] | None:
         """And note that it is under way."""
         self.is_taking = True
         try:
-            return super().do_lease(ask, part)
+            return handler(ask, part)
         finally:
             self.is_taking = False
 
     @property
     def is_idle(self) -> bool:
-        return self._frozen is None
+        return self.session.frozen is None
 
     def stop_mirror(self) -> None:
-        self._stop_mirror.set()
+        self.session.stop_mirror.set()
 
     def answer(self, ask: dict[str, Any]) -> None:
         self._answer(ask)
@@ -352,23 +355,25 @@ class _Worker(Worker):
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise strands.Died from None
 
-    def do_freeze(self, ask: dict[str, Any], part: Callable[..., None]) -> dict[str, Any]:
+    def _freeze(self, handler: Handler, ask: dict[str, Any], part: Reply) -> dict[str, Any] | None:
         """And note what the model holds at that moment."""
         host = self._process.host
         assert host.branch is not None and host.cache is not None
         if not host.cache.restore_complete:
             raise Wrong("a freeze before the restore was complete")
-        answer = super().do_freeze(ask, part)
+        answer = handler(ask, part)
+        assert answer is not None
         host.world.frozen(host, ask["freeze"]["flush_id"], answer["generation"])
         return answer
 
     def close_files(self) -> None:
         """As when a process ends: what it has open is closed, nothing is removed."""
-        if self._frozen is None:
+        frozen = self.session.frozen
+        if frozen is None:
             return
-        files = [blob.file for blob in self._frozen.blobs.values()]
-        if self._frozen.segment_file is not None:
-            files.append(self._frozen.segment_file)
+        files = [blob.file for blob in frozen.blobs.values()]
+        if frozen.segment_file is not None:
+            files.append(frozen.segment_file)
         for file in files:
             with contextlib.suppress(OSError, ValueError):
                 file.close()

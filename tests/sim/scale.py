@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import Any, Final
 
 from s3ws_fs.replica import flusher, hydrate, restore
-from s3ws_fs.transfer import ahead, fetch, freeze, journaling, mirror, objects, reconcile, worker
+from s3ws_fs.transfer import ahead, fetch, freeze, garbage, journaling, mirror, objects, reconcile
+from s3ws_fs.transfer.requests import flush
 
 SMALL: Final[tuple[tuple[ModuleType, str, int], ...]] = (
     (freeze, "SEGMENT_INLINE_BYTES_MAX", 64 << 10),
@@ -25,7 +26,7 @@ SMALL: Final[tuple[tuple[ModuleType, str, int], ...]] = (
     (freeze, "WHOLE_FILE_BLOB_BYTES_MAX", 150_000),
     (flusher, "CHECKPOINT_EVERY_SEGMENTS", 6),
     (flusher, "RECORD_BATCH", 7),
-    (journaling, "GC_GRACE_S", 300),
+    (garbage, "GC_GRACE_S", 300),
     (journaling, "WHOLE_GET_BYTES_MAX", 20_000),
     (mirror, "RESULTS_BATCH", 3),
     (mirror, "SUBMIT_WINDOW", 6),
@@ -35,7 +36,7 @@ SMALL: Final[tuple[tuple[ModuleType, str, int], ...]] = (
     (hydrate, "PIECE_EXTENTS", 4),
     (hydrate, "READ_AHEAD_EXTENTS", 5),
     (restore, "BATCH_RECORDS", 10),
-    (worker, "LIST_BATCH", 5),
+    (flush, "LIST_BATCH", 5),
     (fetch, "GAP_BYTES_MAX", 1000),
 )
 """Module, limit, its value in a run."""

@@ -22,7 +22,7 @@ from s3ws_fs.core.types import ROOT_INO, SELF_OBJECT, Cred
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import freeze as freezing
-from s3ws_fs.transfer import journaling, spool
+from s3ws_fs.transfer import journaling, sealing, spool
 from s3ws_fs.transfer.fetch import coalesce, fetch_group
 from s3ws_fs.transfer.freeze import FreezeRequest, Frozen
 
@@ -128,12 +128,12 @@ class Life:
         if frozen.segment is None:
             frozen.close()
             return None
-        journaling.ship_blobs(self.store, frozen, pool, lambda _: None)
-        journaling.seal(self.store, frozen)
+        sealing.ship_blobs(self.store, frozen, pool, lambda _: None)
+        sealing.seal(self.store, frozen)
         self.number, self.digest = frozen.number, frozen.header_hash
         self._forget(frozen)
         if checkpoint:
-            journaling.put_checkpoint(self.store, frozen)
+            sealing.put_checkpoint(self.store, frozen)
         self.points[self.number] = dict(self.tree)
         self.hashes[self.number] = self.digest
         self.generations[self.number] = frozen.generation

@@ -41,7 +41,8 @@ from s3ws_fs.store.base import ObjectStore
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import wire
 from s3ws_fs.transfer.client import OnPart
-from s3ws_fs.transfer.worker import Means, Worker
+from s3ws_fs.transfer.session import Means
+from s3ws_fs.transfer.worker import Worker
 from tests.replica.conftest import Mount
 
 BOOT: Final = "boot-1"
@@ -120,8 +121,8 @@ class InlineClient:
         try:
             worker = self._alive()
             result = _call(worker, cmd, args, part)
-            if worker.gate.grant is not None:
-                self.hello["lease"] = worker.gate.grant.to_json()
+            if worker.session.gate.grant is not None:
+                self.hello["lease"] = worker.session.gate.grant.to_json()
         except WorkerDied:
             self._bury()
             error = TransientError(cmd, "", "the transfer worker died")
@@ -149,7 +150,7 @@ class InlineClient:
 
     def _bury(self) -> None:
         """The kernel closes what a dead process had open; its spool files stay."""
-        frozen = None if self._worker is None else self._worker._frozen
+        frozen = None if self._worker is None else self._worker.session.frozen
         if frozen is not None:
             files = [blob.file for blob in frozen.blobs.values()]
             for file in (*files, frozen.segment_file):
@@ -160,7 +161,7 @@ class InlineClient:
 
 def _call(worker: Worker, cmd: str, args: dict[str, Any], part: Any) -> dict[str, Any]:
     ask = json.loads(json.dumps({**args, "id": 1, "cmd": cmd}))
-    result = getattr(worker, "do_" + cmd.replace("-", "_"))(ask, part)
+    result = worker.handlers[cmd](ask, part)
     answer: dict[str, Any] = json.loads(json.dumps(result or {}))
     return answer
 

@@ -23,7 +23,8 @@ from s3ws_fs.core.config import StoreConfig
 from s3ws_fs.store.base import ObjectStore
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.client import Running, Start
-from s3ws_fs.transfer.worker import Means, Worker
+from s3ws_fs.transfer.session import Means
+from s3ws_fs.transfer.worker import Worker
 
 WAIT_POLL_S = 0.005
 

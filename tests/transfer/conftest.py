@@ -14,10 +14,18 @@ from s3ws_fs.core.types import ROOT_INO, Cred
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.store.memory import MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
+from tests.transfer import seals
 
 PREFIX = "conversations/u/c/workspace/"
 CRED = Cred(uid=1, gid=2)
 QUOTA_BYTES = 512 << 20
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Every freeze of a test is closed behind it."""
+    yield
+    seals.close_all()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from s3ws_fs.transfer.fetch import ExtentSource
 from s3ws_fs.transfer.freeze import freeze
 from s3ws_fs.transfer.mirror import MirrorPass
 from tests.transfer.conftest import write
-from tests.transfer.test_journaling import WORKSPACE, ask, records
+from tests.transfer.seals import WORKSPACE, ask, records
 
 PORTION_BYTES = 4 * EXTENT_BYTES
 

@@ -20,7 +20,7 @@ from s3ws_fs.transfer.freeze import freeze
 from s3ws_fs.transfer.mirror import Batch, MirrorPass, Outcome
 from tests.support import caches
 from tests.transfer.conftest import write
-from tests.transfer.test_journaling import WORKSPACE, ask
+from tests.transfer.seals import WORKSPACE, ask
 
 Run = Callable[[], Outcome]
 
