@@ -20,7 +20,7 @@ import math
 import random
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,7 @@ import trio
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.following import Applied, apply_segment, rebuild
 from s3ws_fs.cache.following import Sealed as SealedRecords
-from s3ws_fs.core.backoff import Pace, Retry
+from s3ws_fs.core.backoff import Pace
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import (
     CacheError,
@@ -42,25 +42,22 @@ from s3ws_fs.core.errors import (
     UserError,
 )
 from s3ws_fs.core.records import InodeRec
-from s3ws_fs.core.types import ROOT_INO, NeedExtents, Outdated
+from s3ws_fs.core.types import ROOT_INO, Outdated
 from s3ws_fs.replica import report, restore
-from s3ws_fs.replica.hydrate import Hydrator
+from s3ws_fs.replica.base import Health, Progress, Replica
 from s3ws_fs.replica.position import DONE_WITHOUT, Sealed
-from s3ws_fs.replica.replicator import nothing_cached
 from s3ws_fs.transfer import spool
-from s3ws_fs.transfer.client import Start, WorkerClient, start_process
+from s3ws_fs.transfer.client import Start, start_process
 from s3ws_fs.transfer.spool import RecordsFile, open_records
 
 log = logging.getLogger(__name__)
 
 SURE_S: Final = 1800.0
-"""Half of the age below which nothing is collected as garbage (transfer.journaling.GC_GRACE_S)."""
+"""Half of the age below which nothing is collected as garbage (transfer.garbage.GC_GRACE_S)."""
 REST_S: Final = 10.0
 """With longer waits than this between looks the worker is ended meanwhile."""
 COLD_KEYS_MAX: Final = 100_000
 """Cold extents remembered one by one for the hydrator; with more it looks through all of them."""
-
-Progress = Callable[[dict[str, Any]], None]
 
 
 def _boottime_s() -> float:
@@ -76,7 +73,7 @@ class Shown:
     created_ns: int = 0
 
 
-class Follower:
+class Follower(Replica):
     """Shows the newest seal; the parts of a Replicator that a mount without writes needs."""
 
     def __init__(
@@ -88,24 +85,12 @@ class Follower:
         boottime_s: Callable[[], float] = _boottime_s,
         start_worker: Start = start_process,
     ) -> None:
-        self._config = config
-        self._cache = cache
-        self._random01 = random01
-        self._boottime_s = boottime_s
-        self.worker = WorkerClient(
-            {
-                "store": config.store.to_json(),
-                "prefix": config.workspace.prefix,
-                "cache_dir": str(cache.directory),
-                "spool_dir": str(cache.spool_dir),
-                "read_only": True,
-            },
-            reader_check=cache.reader_check,
-            start=start_worker,
+        super().__init__(
+            config, cache, random01=random01, start_worker=start_worker, read_only=True
         )
-        self._hydrator = Hydrator(cache, self.worker, config.read_timeout_s, random01)
+        self._boottime_s = boottime_s
         self._pace = Pace(config.follow_interval_s)
-        self._retry = Retry()
+        self._health = Health("following the bucket failed", "following the bucket again")
         self._lock = trio.Lock()
         self._position = Sealed()
         self._shown = Shown()
@@ -113,10 +98,6 @@ class Follower:
         self._looked_s: float | None = None
         self._next_look_s = 0.0
         self._sooner = trio.Event()
-        self._degraded_since_s: float | None = None
-        self.final_error: str | None = None
-        """As a Replicator's: here there is never anything to save."""
-        self._error: str | None = None
         self._cold: list[bytes] = []
         self._is_sweep_due = False
         self._is_cold = trio.Event()
@@ -125,7 +106,6 @@ class Follower:
         self.note_orphans: Callable[[list[int]], None] = lambda _: None
         self.note_rewritten: Callable[[list[int] | None], None] = lambda _: None
         """Told of inodes whose bytes changed (None: any may have): pages of them are old."""
-        self.kernel_forget: Callable[[Outdated], Awaitable[None]] = nothing_cached
 
     @property
     def sealed_generation(self) -> int:
@@ -205,7 +185,7 @@ class Follower:
 
         Not while looks fail: then the wait is what keeps them bounded.
         """
-        if self._pace.is_slow and self._error is None:
+        if self._pace.is_slow and self._health.error is None:
             self._pace.found()
             now_s = trio.current_time()
             looked_s = now_s if self._looked_s is None else self._looked_s
@@ -229,20 +209,14 @@ class Follower:
             self._pace.nothing()
         wait_s = self._pace.wait_s
         if error is not None:
-            wait_s = max(wait_s, self._retry.failed(self._random01()))
+            wait_s = max(wait_s, self._health.retry.failed(self._random01()))
         self._next_look_s = trio.current_time() + wait_s
 
     def _judge(self, error: Exception | None) -> None:
         if error is None:
-            if self._error is not None:
-                log.info("following the bucket again")
-            self._retry.worked()
-            self._degraded_since_s = self._error = None
-            return
-        if self._error is None:
-            log.warning("following the bucket failed: %s", error)
-            self._degraded_since_s = trio.current_time()
-        self._error = str(error)
+            self._health.worked()
+        else:
+            self._health.failed(error)
 
     async def _look(self, progress: Progress) -> bool:
         """Apply what is new, up to the worker's limit; whether that is all."""
@@ -381,21 +355,9 @@ class Follower:
             await self.worker.close()
         return []
 
-    async def fetch(self, need: NeedExtents) -> None:
-        """Bring cold extents into the cache. Raises FsError EIO."""
-        await self._hydrator.fetch(need)
-
-    def set_make_room(self, make_room: Callable[[], Awaitable[bool]]) -> None:
-        """What to call when there is no room for fetched bytes (see Hydrator.make_room)."""
-        self._hydrator.make_room = make_room
-
-    async def watch(self) -> None:
-        """After a failed read: see by itself when the store is back."""
-        await self._hydrator.watch()
-
     async def hydrate(self) -> None:
         """Fetch in the background what is cold, and what becomes so, until cancelled."""
-        await self._hydrator.run()
+        await super().hydrate()
         while True:
             await self._is_cold.wait()
             self._is_cold = trio.Event()
@@ -413,7 +375,6 @@ class Follower:
         """The replica's part of the status document. Never waits."""
         now_s = trio.current_time()
         generation = self._position.generation
-        looking = (self._error, self._degraded_since_s)
         return {
             "generation": {"head": generation, "sealed": generation, "mirrored": generation},
             "dirty": {"records": 0, "files": 0, "bytes": 0, "oldest_age_s": None},
@@ -425,7 +386,9 @@ class Follower:
             },
             "mirror": {"pending_files": 0, "unmirrored": [], "conflicts": []},
             "follow": self._follow_status(now_s),
-            "health": report.health(now_s, looking, self.worker.late, self._hydrator.trouble),
+            "health": report.health(
+                now_s, self._health.trouble, self.worker.late, self._hydrator.trouble
+            ),
             "hydration": report.hydration(self._hydrator),
             "requests": self.worker.requests,
             "worker_pid": self.worker.pid,

@@ -397,7 +397,7 @@ async def test_what_a_failed_sync_left_is_saved_without_another_change(
         monkeypatch.setattr(m.replica.worker, "ask", failing)
         with trio.fail_after(30):
             # The service waits, and is not just about to look: so the change is the sync's.
-            while m.replica._cycle_lock.locked() or m.replica._changed.is_set():
+            while m.replica._cycle_lock.locked() or m.replica._schedule.is_awake:
                 await trio.sleep(0.02)
         m.write("f", b"2")
         with pytest.raises(UserError):

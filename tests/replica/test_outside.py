@@ -552,7 +552,7 @@ async def test_without_a_filesystem_everything_is_left_alone(
     mounter: Mounter, bucket: ScopedStore
 ) -> None:
     async with mounter("a") as m:
-        m.replica._outside = None
+        m.replica._cycle.outside = None
         m.write("mine", b"1")
         await m.sync()
         bucket.put("files/mine", b"edited outside")

@@ -56,7 +56,7 @@ async def test_a_request_that_waits_is_told_before_it_fails(mounter: Mounter) ->
 async def test_a_store_that_keeps_silent_ends_the_final_flush(
     mounter: Mounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s3ws_fs.replica.replicator.SILENCE_POLL_S", 0.01)
+    monkeypatch.setattr("s3ws_fs.replica.final.SILENCE_POLL_S", 0.01)
     async with mounter("a") as m:
         m.write("f", b"1")
         said: list[dict[str, Any]] = []

@@ -35,7 +35,7 @@ from s3ws_fs.core.errors import TransientError
 from s3ws_fs.core.lease import LEASE_S_MIN
 from s3ws_fs.daemon.parts import identity
 from s3ws_fs.fs.filesystem import FileSystem
-from s3ws_fs.replica import replicator
+from s3ws_fs.replica import base as replica_base
 from s3ws_fs.replica.replicator import Replicator
 from s3ws_fs.store.base import ObjectStore
 from s3ws_fs.store.scoped import ScopedStore
@@ -190,7 +190,7 @@ def assemble(
     randbits = random.Random(seed).getrandbits
     durability = Durability(cache, in_thread=_here)
     client = partial(InlineClient, cache=cache, open_store=open_store, randbits=randbits)
-    with mock.patch.object(replicator, "WorkerClient", client):
+    with mock.patch.object(replica_base, "WorkerClient", client):
         replica = Replicator(
             config,
             cache,

@@ -1,0 +1,168 @@
+"""One cycle: verify, learn what others did to the mirror, flush, then the mirror behind it.
+
+Invariants
+1. The mirror never holds up a seal: when a flush is due, the pass is ended early and goes on later.
+2. While the writer before may still change the mirror (the quiet time), only seals are made.
+3. What somebody else did is looked at only by who is sure to be the writer still: a stale one must
+   not take the new one's doings for somebody else's.
+
+Called by replicator, one cycle at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from s3ws_fs.cache.cache import Cache
+from s3ws_fs.core.errors import S3wsError, TransientError
+from s3ws_fs.core.layout import FILES_PREFIX
+from s3ws_fs.replica.base import Progress
+from s3ws_fs.replica.flusher import Flusher, Pass
+from s3ws_fs.replica.lease import LeaseKeeper
+from s3ws_fs.replica.outside import OutsideChanges
+from s3ws_fs.replica.schedule import Schedule
+from s3ws_fs.transfer.objects import LATE
+from s3ws_fs.transfer.wire import FencedError
+
+
+class Cycle:
+    """What one cycle does. `verify`: position and lease, before the first flush."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        flusher: Flusher,
+        lease: LeaseKeeper,
+        schedule: Schedule,
+        verify: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._cache = cache
+        self._flusher = flusher
+        self._lease = lease
+        self._schedule = schedule
+        self._verify = verify
+        self.outside: OutsideChanges | None = None
+        """Who brings in what somebody else did to the mirror; without it that is left alone."""
+        self.is_scan_due = False
+        """Whether the next cycle looks for what somebody else did, though the mirror is known."""
+
+    def is_mirror_behind(self) -> bool:
+        """Whether a cycle would find something to do though nothing changed."""
+        return not self._is_mirror_done() or self.is_scan_due
+
+    def is_clean(self) -> bool:
+        """Whether all is sealed and mirrored, but for what somebody else's objects hinder."""
+        with self._cache.read() as view:
+            is_sealed = view.dirty_count() == 0
+        return is_sealed and self._is_mirror_done()
+
+    def _is_mirror_done(self) -> bool:
+        with self._cache.read() as view:
+            behind = view.mtodo_count()
+        return behind <= self._flusher.conflict_inos and self.is_mirror_known()
+
+    def is_mirror_known(self) -> bool:
+        """Whether the cache's rows say what stands in the mirror."""
+        return bool(self._cache.get_json("mirror_known"))
+
+    async def run(self, progress: Progress | None) -> Exception | None:
+        """Flush, then mirror. Raises what the flush raised; returns the mirror's first error."""
+        oldest_s = self._schedule.begin()
+        if progress is not None:
+            progress({"phase": "sealing"})
+        try:
+            await self._verify()
+            is_quiet = self._lease.quiet_left_s() > 0
+            unknown = None if is_quiet else await self._reconcile()
+            flush_id, has_mirror_work = await self._flusher.flush()
+        except BaseException:
+            self._schedule.give_back(oldest_s)
+            raise
+        self._lease.used()
+        if is_quiet:
+            await self._flusher.drop()
+            return None
+        if unknown is not None or not has_mirror_work:
+            await self._flusher.drop()
+            if unknown is None:
+                self._flusher.mirrored_generation = self._flusher.sealed_generation
+            return unknown
+        return await self._mirror(flush_id, progress)
+
+    async def _reconcile(self) -> Exception | None:
+        """Learn the mirror after a restore, and what somebody else did to it.
+
+        When that fails, sealing goes on without a mirror.
+        """
+        try:
+            found = await self._flusher.reconcile(scan=self.is_scan_due)
+            if self.outside is not None:
+                if self.is_scan_due:
+                    self.outside.left.clear()
+                if found:
+                    # Invariant 3.
+                    await self._flusher.check_writer()
+                    await self.outside.handle(found)
+        except FencedError:
+            raise
+        except S3wsError as exc:
+            return exc
+        self.is_scan_due = False
+        self._flusher.reconciled()
+        return None
+
+    async def _settle(self) -> Exception | None:
+        """See to the conflicts that a pass met; the next pass puts what may be put then."""
+        flusher = self._flusher
+        if self.outside is None:
+            return None
+        self.outside.missed(flusher.missed)
+        flusher.missed = []
+        if not flusher.conflicts:
+            return None
+        try:
+            found = await flusher.look_outside()
+            flusher.settled(await self.outside.handle(found))
+        except S3wsError as exc:
+            return exc
+        strangers = {item.path for item in found}
+        passing = [
+            path for path, why in flusher.conflicts.items() if path not in strangers and why != LATE
+        ]
+        if passing:
+            # Gone by now, or ours after all: tried again, but not at once.
+            flusher.settled(passing)
+            return TransientError("mirror", FILES_PREFIX + passing[0], "it changed meanwhile")
+        for path in flusher.conflicts.keys() & self.outside.left.keys():
+            flusher.conflicts[path] = self.outside.left[path]
+        return None
+
+    async def _mirror(self, flush_id: str, progress: Progress | None) -> Exception | None:
+        with self._cache.read() as view:
+            total = view.mtodo_count()
+
+        def written(count: int) -> None:
+            if progress is not None:
+                progress({"phase": "mirroring", "done": count, "total": max(total, count)})
+
+        result: Pass | S3wsError
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_when_due)
+            try:
+                result = await self._flusher.mirror(flush_id, written)
+            except S3wsError as exc:
+                # Carried out by hand: a nursery would wrap it in a group.
+                result = exc
+            nursery.cancel_scope.cancel()
+        if not isinstance(result, Pass):
+            return result
+        return await self._settle() or result.error
+
+    async def _stop_when_due(self) -> None:
+        await self._schedule.wait_changes_due()
+        # A worker that died meanwhile is told by the pass itself.
+        with contextlib.suppress(S3wsError):
+            await self._flusher.stop_mirror()
