@@ -8,8 +8,7 @@ Invariants
 1. `is_local(p)` implies `is_local` of everything below p.
 2. What is below a `.git` directory is never local by the default list: a branch may be named
    `x.tmp`, and a repository without one of its files is a broken one.
-3. A pattern that git would ignore or could never match (an open bracket, a backslash at the end)
-   matches nothing.
+3. A pattern that makes no sense (an open bracket, a backslash at the end) matches nothing.
 
 Called by snapshot (what a backup leaves out), replica and fs (what a restore leaves alone), and
 settings (checks). The daemon imports it only when it is needed.
@@ -21,6 +20,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
+
+from pathspec.patterns.gitignore.base import GitIgnorePatternError
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from s3ws_fs.core.errors import ExitCode, UserError
 
@@ -55,52 +57,16 @@ DEFAULT_LOCAL: Final = (
 )
 """What a restore leaves alone and a backup leaves out, unless a setting says otherwise."""
 
-_CLASSES: Final[dict[bytes, bytes]] = {
-    b"alnum": b"0-9A-Za-z",
-    b"alpha": b"A-Za-z",
-    b"blank": b" \t",
-    b"cntrl": b"\x00-\x1f\x7f",
-    b"digit": b"0-9",
-    b"graph": b"!-~",
-    b"lower": b"a-z",
-    b"print": b" -~",
-    b"punct": b"!-/:-@\\[-`{-~",
-    b"space": b" \t-\r",
-    b"upper": b"A-Z",
-    b"xdigit": b"0-9A-Fa-f",
-}
-_NEVER: Final = b"(?!)"
-_SLASH, _STAR, _BACKSLASH = b"/*\\"
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """One pattern. `by_name`: it is held against the last name of a path, not all of it."""
-
-    regex: bytes
-    negated: bool
-    dirs_only: bool
-    by_name: bool
+_DIR_MARK: Final = b"(?P<ps_d>/)"
+"""How the library's expressions mark the slash behind a directory that fits."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Neighbouring patterns of one sign, as one expression for each way they are matched."""
+    """Neighbouring patterns of one sign, as one expression."""
 
     negated: bool
-    name: re.Pattern[bytes] | None
-    name_dir: re.Pattern[bytes] | None
-    path: re.Pattern[bytes] | None
-    path_dir: re.Pattern[bytes] | None
-
-    def matches(self, path: bytes, name: bytes, is_dir: bool) -> bool:
-        """Whether one of them matches exactly this path."""
-        return bool(
-            (self.name is not None and self.name.fullmatch(name))
-            or (self.path is not None and self.path.fullmatch(path))
-            or (is_dir and self.name_dir is not None and self.name_dir.fullmatch(name))
-            or (is_dir and self.path_dir is not None and self.path_dir.fullmatch(path))
-        )
+    regex: re.Pattern[bytes]
 
 
 class Patterns:
@@ -109,34 +75,31 @@ class Patterns:
     def __init__(self, patterns: Iterable[str]) -> None:
         lines = [pattern.encode("utf-8", "surrogateescape") for pattern in patterns]
         _check(lines)
-        rules = [rule for line in lines if (rule := _parse(line)) is not None]
-        self._runs = _runs(rules)
+        self._runs = _runs(lines)
         self._dirs: dict[bytes, bool] = {}
 
     def match(self, path: bytes, is_dir: bool) -> bool:
         """Whether the path (relative to the root, b"" for it) or a directory above it matches."""
         if not self._runs or not path:
             return False
-        above, _, name = path.rpartition(b"/")
-        if above and self._match_dir(above):
-            return True
         if is_dir:
             return self._match_dir(path)
-        return self._decide(path, name, False)
+        above = path.rpartition(b"/")[0]
+        return bool(above and self._match_dir(above)) or self._decide(path)
 
     def _match_dir(self, path: bytes) -> bool:
         known = self._dirs.get(path)
         if known is None:
-            above, _, name = path.rpartition(b"/")
-            known = bool(above and self._match_dir(above)) or self._decide(path, name, True)
+            above = path.rpartition(b"/")[0]
+            known = bool(above and self._match_dir(above)) or self._decide(path + b"/")
             if len(self._dirs) >= _KNOWN_DIRS_MAX:
                 self._dirs.clear()
             self._dirs[path] = known
         return known
 
-    def _decide(self, path: bytes, name: bytes, is_dir: bool) -> bool:
+    def _decide(self, path: bytes) -> bool:
         for run in self._runs:
-            if run.matches(path, name, is_dir):
+            if run.regex.search(path):
                 return not run.negated
         return False
 
@@ -189,155 +152,31 @@ def _check(lines: list[bytes]) -> None:
         )
 
 
-def _runs(rules: list[_Rule]) -> tuple[_Run, ...]:
-    """The rules in the order in which they are asked: the last first."""
-    runs: list[list[_Rule]] = []
-    for rule in reversed(rules):
-        if runs and runs[-1][0].negated == rule.negated:
-            runs[-1].append(rule)
-        else:
-            runs.append([rule])
-    return tuple(
-        _Run(
-            run[0].negated,
-            *(
-                _joined([r.regex for r in run if (r.by_name, r.dirs_only) == kind])
-                for kind in ((True, False), (True, True), (False, False), (False, True))
-            ),
-        )
-        for run in runs
-    )
+def _runs(lines: Iterable[bytes]) -> tuple[_Run, ...]:
+    """The patterns in the order in which they are asked: the last first."""
+    found: list[tuple[bool, list[bytes]]] = []
+    for line in reversed(list(lines)):
+        regex, included = _translate(line)
+        if regex is None:
+            continue
+        if not found or found[-1][0] == included:
+            found.append((not included, []))
+        found[-1][1].append(regex)
+    return tuple(_Run(sign, re.compile(b"|".join(regexes), re.DOTALL)) for sign, regexes in found)
 
 
-def _joined(regexes: list[bytes]) -> re.Pattern[bytes] | None:
-    return re.compile(b"|".join(regexes), re.DOTALL) if regexes else None
-
-
-def _parse(line: bytes) -> _Rule | None:
-    """A line of gitignore; None for a comment, an empty line, or what can't match."""
-    line = _without_trailing_spaces(line.removesuffix(b"\r"))
-    if not line or line.startswith(b"#"):
-        return None
-    negated = line.startswith(b"!")
-    if negated:
-        line = line[1:]
-    dirs_only = line.endswith(b"/")
-    if dirs_only:
-        line = line[:-1]
-    by_name = b"/" not in line
-    line = line.removeprefix(b"/")
-    regex = _translate(line)
-    if not line or regex is None:
-        return None
-    return _Rule(regex, negated, dirs_only, by_name)
-
-
-def _without_trailing_spaces(line: bytes) -> bytes:
-    end = at = 0
-    while at < len(line):
-        if line[at] == _BACKSLASH:
-            at += 2
-            if at > len(line):
-                return line
-            end = at
-        else:
-            at += 1
-            if line[at - 1 : at] != b" ":
-                end = at
-    return line[:end]
-
-
-def _translate(pattern: bytes) -> bytes | None:
-    """A pattern as a regular expression; None when it can match nothing."""
-    made = []
-    at = 0
-    while at < len(pattern):
-        char = pattern[at]
-        if char == _STAR:
-            piece, at = _stars(pattern, at)
-        elif char == ord("?"):
-            piece, at = b"[^/]", at + 1
-        elif char == ord("["):
-            found = _bracket(pattern, at)
-            if found is None:
-                return None
-            piece, at = found
-        elif char == _BACKSLASH:
-            if at + 1 == len(pattern):
-                return None
-            piece, at = re.escape(pattern[at + 1 : at + 2]), at + 2
-        else:
-            piece, at = re.escape(pattern[at : at + 1]), at + 1
-        made.append(piece)
-    return b"(?:" + b"".join(made) + b")"
-
-
-def _stars(pattern: bytes, at: int) -> tuple[bytes, int]:
-    end = at
-    while end < len(pattern) and pattern[end] == _STAR:
-        end += 1
-    rest = pattern[end:]
-    begins = at == 0 or pattern[at - 1] == _SLASH
-    ends = not rest or rest.startswith((b"/", b"\\/"))
-    if end - at == 1 or not (begins and ends):
-        return b"[^/]*", end
-    if rest.startswith(b"/"):
-        return b"(?:.*/)?", end + 1
-    return b".*", end
-
-
-def _bracket(pattern: bytes, at: int) -> tuple[bytes, int] | None:
-    """A bracket that begins at `at`, and where the pattern goes on; None when it is not closed."""
-    at += 1
-    negated = pattern[at : at + 1] in (b"!", b"^")
-    at += negated
-    chars: set[int] = set()
-    before: int | None = None
-    is_first = True
-    while is_first or pattern[at : at + 1] != b"]":
-        is_first = False
-        char = pattern[at : at + 1]
-        if not char:
-            return None
-        following = pattern[at + 1 : at + 2]
-        if char == b"\\":
-            if not following:
-                return None
-            before = following[0]
-            chars.add(before)
-            at += 2
-        elif char == b"-" and before and following not in (b"", b"]"):
-            at += 2 if following == b"\\" else 1
-            if at >= len(pattern):
-                return None
-            chars.update(range(before, pattern[at] + 1))
-            before = None
-            at += 1
-        elif char == b"[" and following == b":":
-            end = pattern.find(b"]", at + 2)
-            if end < 0:
-                return None
-            if end == at + 2 or pattern[end - 1] != ord(":"):
-                before = char[0]
-                chars.add(before)
-                at += 1
-                continue
-            members = _CLASSES.get(pattern[at + 2 : end - 1])
-            if members is None:
-                return None
-            chars.update(_members(members))
-            before = None
-            at = end + 1
-        else:
-            before = char[0]
-            chars.add(before)
-            at += 1
-    if negated:
-        chars = set(range(256)) - chars
-    chars.discard(_SLASH)
-    listed = b"".join(b"\\x%02x" % char for char in sorted(chars))
-    return (b"[" + listed + b"]" if listed else _NEVER), at + 1
-
-
-def _members(described: bytes) -> list[int]:
-    return [byte for byte in range(128) if re.fullmatch(b"[" + described + b"]", bytes((byte,)))]
+def _translate(line: bytes) -> tuple[bytes | None, bool]:
+    """(expression that fits exactly what the pattern names, whether it ignores that)."""
+    try:
+        regex, included = GitIgnoreSpecPattern.pattern_to_regex(line.removesuffix(b"\r"))
+    except GitIgnorePatternError:
+        return None, True
+    if regex is None:
+        return None, True
+    # The library's expression also fits what is below a directory that fits. Then a pattern that
+    # takes a directory back would take back what another one names below it: git does not.
+    # And its negated sets would fit a slash.
+    if regex not in (_DIR_MARK, b".") and line.endswith((b"/**", b"/**/")):
+        regex += b".+/" if line.endswith(b"/") else b".+"
+    regex = regex.replace(_DIR_MARK, b"/").replace(b"[^", b"[^/")
+    return regex + b"\\Z", included is not False
