@@ -14,27 +14,24 @@ Invariants
    It is 0 only when all that was acknowledged is sealed and mirrored.
 3. A fault in a service (flusher, hydrator, timer) never takes the mount away: it is logged, and the
    service starts again after a pause.
-4. When the mount is still in use at the end of a signal's grace: flush, refuse changes, flush
-   again, detach. So what any program was told is written, is saved.
-5. A daemon that took over a mount serves at once, also when the store is down: its cache is the
+4. A daemon that took over a mount serves at once, also when the store is down: its cache is the
    workspace. It drops no orphan that the kernel still knows.
-6. An upward need of a lower layer is a callable that is passed in here.
+5. An upward need of a lower layer is a callable that is passed in here.
 
 Called by the daemon's entry (`__main__`) and its tests.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -44,7 +41,8 @@ from s3ws_fs.control import logfile, registry, server
 from s3ws_fs.core.clock import CLOCK_REALTIME_COARSE, Clock
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, FormatError, FsError, UserError
-from s3ws_fs.daemon.commands import Commands, Event, Followers, Outcome, only_error, users_text
+from s3ws_fs.daemon.commands import Commands, Event, Followers, Outcome
+from s3ws_fs.daemon.ending import Ending
 from s3ws_fs.daemon.held import HolderLine
 from s3ws_fs.daemon.parts import Parts, identity
 from s3ws_fs.fuse import mount
@@ -59,14 +57,6 @@ RESTART_PAUSE_MAX_S: Final = 60.0
 """A service that fails again and again is started again after 1, 2, 4, … seconds."""
 
 LOG_CAP_INTERVAL_S: Final = 60.0
-
-ANSWER_TIME_S: Final = 5.0
-"""How long the end waits for the answers to those who asked for it."""
-
-ANSWER_POLL_S: Final = 0.02
-
-SAME_SIGNAL_S: Final = 1.0
-"""A signal so soon after another is no further one."""
 
 HAND_ON_WAIT_S: Final = 5.0
 """How long a flush under way may hold up a restart."""
@@ -96,16 +86,16 @@ class Daemon:
         self.serving = trio.Event()
         self.started_s = time.monotonic()
         self._clock = Clock(partial(time.clock_gettime_ns, CLOCK_REALTIME_COARSE))
-        self._stop = trio.Event()
+        self.stop = trio.Event()
         self._preparing = trio.CancelScope()
-        self._given_up = trio.Event()
-        self._mount_is_gone = False
+        self.is_mount_gone = False
         self.mount: mount.Mount | None = None
         self.finished = trio.Event()
         self.outcome: Outcome | None = None
         self.followers = Followers()
         self.parts: Parts | None = None
         self._commands = Commands(self)
+        self.ending = Ending(self)
         self._operations: Operations | None = None
 
     # --- the whole life --------------------------------------------------------------------
@@ -117,7 +107,7 @@ class Daemon:
             mount.check_mountpoint(config.mountpoint)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._obey, signals)
+                nursery.start_soon(self.ending.obey, signals)
                 if self.line is not None:
                     nursery.start_soon(self.line.watch, self._lost_holder)
                 path = registry.socket_path(config.runtime_dir, config.mountpoint)
@@ -128,7 +118,7 @@ class Daemon:
                     self.outcome = Outcome(exc.exit_code, exc.message)
                     raise
                 finally:
-                    await self._answer_all()
+                    await self.ending.answer_all(self._commands)
                     nursery.cancel_scope.cancel()
         return self.outcome
 
@@ -195,7 +185,7 @@ class Daemon:
 
     def request_stop(self) -> None:
         """Come to the end: unmount, final flush, exit."""
-        self._stop.set()
+        self.stop.set()
         self._preparing.cancel()
 
     async def _with_services(self, cache: Cache) -> Outcome:
@@ -232,7 +222,7 @@ class Daemon:
             # The mount is gone, but what it acknowledged is in the cache: save it first.
             log.exception("serving the mount failed")
             parts.drop_orphans()
-            outcome = await self._final_flush(parts)
+            outcome = await self.ending.final_flush(parts)
             return Outcome(
                 outcome.exit_code or ExitCode.INTERNAL, "serving the mount failed", outcome.unsaved
             )
@@ -240,11 +230,11 @@ class Daemon:
             log.info("the next daemon goes on")
             return Outcome(ExitCode.RESTART)
         parts.drop_orphans()
-        return await self._final_flush(parts)
+        return await self.ending.final_flush(parts)
 
     async def _prepare(self, parts: Parts) -> None:
         with self._preparing:
-            if self._stop.is_set():
+            if self.stop.is_set():
                 self._preparing.cancel()
             if self._took_over:
                 parts.take_over()
@@ -298,14 +288,16 @@ class Daemon:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._announce, parts, operations, ours)
                     nursery.start_soon(_keep_running, "hydrator", parts.replica.hydrate)
-                    nursery.start_soon(self._leave_when_asked, parts, operations, ours, nursery)
+                    nursery.start_soon(
+                        self.ending.leave_when_asked, parts, operations, ours, nursery
+                    )
                     nursery.start_soon(self._hand_on_when_asked, parts, nursery)
                     await mount.serve(
                         adaptive_wait_us=config.adaptive_wait_us,
                         hold=parts.durability.hold,
                         device=ours.device,
                     )
-                    self._mount_is_gone = not self._handing_on.is_set()
+                    self.is_mount_gone = not self._handing_on.is_set()
                     await parts.kernel.close()
                     nursery.cancel_scope.cancel()
             finally:
@@ -315,7 +307,7 @@ class Daemon:
 
     def _leaves_mount(self) -> bool:
         """At the end of serving: whether the mount stays, for the next daemon."""
-        return self.can_hand_on() and not self._mount_is_gone
+        return self.can_hand_on() and not self.is_mount_gone
 
     async def _hand_on_when_asked(self, parts: Parts, nursery: trio.Nursery) -> None:
         await self._handing_on.wait()
@@ -353,109 +345,6 @@ class Daemon:
             parts.fs.told()
         except (FormatError, OSError, FsError) as exc:
             log.error("programs may see names and bytes as they were before: %s", exc)
-
-    # --- the end ---------------------------------------------------------------------------
-
-    async def _obey(self, signals: Any) -> None:
-        first_s = None
-        async for number in signals:
-            name = signal.Signals(number).name
-            now_s = trio.current_time()
-            if first_s is not None and now_s - first_s < SAME_SIGNAL_S:
-                # To a whole group at once: it reaches us, and our holder, which passes it on.
-                continue
-            first_s = now_s
-            if self._stop.is_set() and self.state == "unmounting":
-                log.warning("%s again: giving up on the final flush", name)
-                self._given_up.set()
-            else:
-                log.info("%s: unmounting", name)
-                self.request_stop()
-
-    async def _leave_when_asked(
-        self, parts: Parts, operations: Operations, ours: mount.Mount, nursery: trio.Nursery
-    ) -> None:
-        await self._stop.wait()
-        await operations.started.wait()
-        if self.line is not None:
-            await self.line.through.wait()
-        try:
-            await mount.unmount(ours, grace_s=self.config.unmount_grace_s)
-            return
-        except mount.MountBusyError:
-            users = users_text(ours.mountpoint)
-            log.warning("still in use after %g s: %s", self.config.unmount_grace_s, users)
-        except OSError as exc:
-            log.error("unmounting failed: %s", exc)
-        self.state = "unmounting"
-        await self._save_what_is_there(parts, ours)
-        operations.refuse_changes()
-        await parts.kernel.close()
-        self._mount_is_gone = True
-        try:
-            await mount.detach(ours)
-        except OSError as exc:
-            log.error("detaching failed: %s", exc)
-        nursery.cancel_scope.cancel()
-
-    async def _save_what_is_there(self, parts: Parts, ours: mount.Mount) -> None:
-        """Most of the final flush, while programs still use the mount. Never raises."""
-        if self.config.read_only:
-            return
-        try:
-            await mount.write_back(ours)
-            async with self._unless_given_up():
-                await parts.replica.sync(self.progress)
-        except Exception as exc:
-            log.warning("flush before detaching failed: %s", exc)
-
-    @contextlib.asynccontextmanager
-    async def _unless_given_up(self) -> AsyncIterator[None]:
-        """The block ends early, without an error, when a second signal says so."""
-        async with trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                await self._given_up.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(watch)
-            yield
-            nursery.cancel_scope.cancel()
-
-    async def _final_flush(self, parts: Parts) -> Outcome:
-        """Save the rest. Never raises: whatever happens, the end says what is not saved."""
-        self.state = "unmounting"
-        unsaved: list[str] | None = None
-        code, why = ExitCode.NOT_SAVED, ""
-        try:
-            async with self._unless_given_up():
-                unsaved = await parts.replica.final_flush(self.progress)
-                if unsaved and parts.replica.final_error:
-                    why = f": {parts.replica.final_error}"
-        except Exception as exc:
-            error = only_error(exc)
-            log.error("the final flush failed", exc_info=error)
-            why = f": {error}"
-            if isinstance(error, UserError):
-                # Its remedy speaks of a mount that still stands.
-                why, code = f": {error.message}", error.exit_code
-        if unsaved is None:
-            unsaved = parts.unsaved()
-        if not unsaved and not why:
-            log.info("everything is saved")
-            return Outcome(ExitCode.OK)
-        log.error("%d paths are not saved: %s", len(unsaved), ", ".join(unsaved[:20]))
-        message = f"{len(unsaved)} paths are not saved, the cache keeps them{why}"
-        return Outcome(code, message, unsaved)
-
-    async def _answer_all(self) -> None:
-        """Let those who asked for the end hear how it was, before the socket goes."""
-        self.finished.set()
-        self.followers.close()
-        with trio.move_on_after(ANSWER_TIME_S):
-            while self._commands.answering:
-                await trio.sleep(ANSWER_POLL_S)
-            await trio.sleep(ANSWER_POLL_S)
 
     def progress(self, event: Event) -> None:
         """Hand a progress event to the launcher and to whoever looks on. Never waits."""

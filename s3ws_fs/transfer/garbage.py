@@ -31,7 +31,7 @@ GARBAGE_BATCH: Final = DELETE_BATCH
 
 
 def collect_garbage(store: ScopedStore, frozen: Frozen) -> int:
-    """Delete what the checkpoint just put does not name (invariant 3); returns how many."""
+    """Delete what the checkpoint just put does not name (invariant 1); returns how many."""
     assert frozen.checkpoint is not None
     records = open_records(frozen.checkpoint, "checkpoint", whole=True)
     named = {frozen.number}

@@ -11,9 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import pytest
 import trio
@@ -22,9 +21,10 @@ import trio.testing
 from s3ws_fs.control import registry
 from s3ws_fs.core.config import MountConfig, WorkspaceId
 from s3ws_fs.core.errors import ExitCode, UserError
-from s3ws_fs.daemon.daemon import SAME_SIGNAL_S, Daemon, _keep_running
+from s3ws_fs.daemon.daemon import Daemon, _keep_running
 from s3ws_fs.daemon.parts import Parts
 from s3ws_fs.fuse import table
+from tests.daemon.conftest import StuckReplica, parts_over
 from tests.support.mounting import (
     REPOSITORY,
     Workspace,
@@ -38,11 +38,6 @@ pytestmark = pytest.mark.fuse
 HEAVY_MODULES: Final = {"boto3", "botocore", "pydantic", "click", "rich", "asyncio"}
 RESIDENT_KIB_MAX: Final = 45 * 1024
 """Of a daemon that has just mounted, pages of the cache file not counted (32 MiB at the time)."""
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> MountConfig:
-    return workspace_config(tmp_path)
 
 
 def _mirror(config: MountConfig) -> Path:
@@ -223,80 +218,15 @@ def test_a_mount_whose_store_fails_ends_with_the_list(config: MountConfig) -> No
     assert (_mirror(config) / "after").read_text() == "unsaved"
 
 
-class _StuckReplica:
-    """A final flush that never ends."""
-
-    def __init__(self) -> None:
-        self.flushing = trio.Event()
-
-    async def final_flush(self, progress: object) -> list[str]:
-        self.flushing.set()
-        await trio.sleep_forever()
-        raise AssertionError
-
-
-class _FencedReplica(_StuckReplica):
-    async def final_flush(self, progress: object) -> list[str]:
-        raise UserError("fenced", exit_code=ExitCode.FENCED)
-
-
-class _EmptyFileSystem:
-    def drop_orphans_unmounted(self) -> int:
-        return 0
-
-
-def _parts(replica: object) -> Parts:
-    fs = cast(Any, _EmptyFileSystem())
-    return Parts(cast(Any, None), cast(Any, None), fs, cast(Any, replica), cast(Any, None))
-
-
-@pytest.fixture
-def one_path_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Parts, "unsaved", lambda _: ["left"])
-
-
-async def test_a_second_signal_gives_the_final_flush_up(
-    config: MountConfig, one_path_left: None, autojump_clock: trio.testing.MockClock
-) -> None:
-    replica = _StuckReplica()
-    daemon = Daemon(config, lambda _: None)
-    outcomes = []
-
-    async def flush() -> None:
-        outcomes.append(await daemon._final_flush(_parts(replica)))
-
-    async def signals() -> AsyncIterator[int]:
-        yield signal.SIGTERM
-        await replica.flushing.wait()
-        await trio.sleep(SAME_SIGNAL_S)
-        yield signal.SIGTERM
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(flush)
-        nursery.start_soon(daemon._obey, signals())
-    assert outcomes[0].exit_code is ExitCode.NOT_SAVED
-    assert outcomes[0].unsaved == ["left"]
-
-
-async def test_a_final_flush_that_is_fenced_says_so(
-    config: MountConfig, one_path_left: None
-) -> None:
-    daemon = Daemon(config, lambda _: None)
-    outcome = await daemon._final_flush(_parts(_FencedReplica()))
-    assert outcome.exit_code is ExitCode.FENCED
-    assert outcome.unsaved == ["left"]
-    assert "fenced" in outcome.message
-
-
 async def test_a_signal_during_the_restore_ends_it(config: MountConfig) -> None:
-    class Restoring(_StuckReplica):
+    class Restoring(StuckReplica):
         async def prepare(self, progress: object) -> None:
             daemon.request_stop()
             await trio.sleep_forever()
 
     daemon = Daemon(config, lambda _: None)
     with pytest.raises(UserError, match="before the mount was ready"):
-        await daemon._prepare(_parts(Restoring()))
+        await daemon._prepare(parts_over(Restoring()))
 
 
 async def test_when_serving_fails_everything_is_saved_all_the_same(
@@ -304,7 +234,7 @@ async def test_when_serving_fails_everything_is_saved_all_the_same(
 ) -> None:
     flushed = []
 
-    class Replica(_StuckReplica):
+    class Replica(StuckReplica):
         async def final_flush(self, progress: object) -> list[str]:
             flushed.append(1)
             return []
@@ -320,7 +250,7 @@ async def test_when_serving_fails_everything_is_saved_all_the_same(
     monkeypatch.setattr(daemon, "_serve", fail)
     monkeypatch.setattr(Parts, "services", lambda *_: {})
     async with trio.open_nursery() as nursery:
-        outcome = await daemon._live(_parts(Replica()), nursery)
+        outcome = await daemon._live(parts_over(Replica()), nursery)
         nursery.cancel_scope.cancel()
     assert flushed == [1]
     assert outcome.exit_code is ExitCode.INTERNAL
@@ -439,26 +369,3 @@ def test_the_daemons_log_is_json_when_asked(tmp_path: Path) -> None:
     with mounted_workspace(config) as child:
         entries = [json.loads(line) for line in child.log().splitlines()]
     assert any(entry["message"].startswith("mounted on") for entry in entries)
-
-
-async def test_a_signal_to_a_whole_group_counts_once(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
-    """It comes from the sender, and from the holder; the second one gives up the final flush."""
-    daemon = Daemon(workspace_config(tmp_path), lambda _: None)
-    send, receive = trio.open_memory_channel[int](0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon._obey, receive)
-        await send.send(signal.SIGTERM)
-        await trio.testing.wait_all_tasks_blocked()
-        assert daemon._stop.is_set()
-        daemon.state = "unmounting"
-        await trio.sleep(0.9 * SAME_SIGNAL_S)
-        await send.send(signal.SIGTERM)
-        await trio.testing.wait_all_tasks_blocked()
-        assert not daemon._given_up.is_set()
-        await trio.sleep(SAME_SIGNAL_S)
-        await send.send(signal.SIGTERM)
-        await trio.testing.wait_all_tasks_blocked()
-        assert daemon._given_up.is_set()
-        nursery.cancel_scope.cancel()
