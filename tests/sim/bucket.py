@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from s3ws_fs.core import journal, layout
+from s3ws_fs.core.lease import decode_lease
 from s3ws_fs.store.base import (
     DEFAULT_CONTENT_TYPE,
     DeleteFailure,
@@ -51,6 +52,8 @@ class Bucket(MemoryStore):
         super().__init__(now_ns=now_ns, etags_by_content=True)
         self._prefix = prefix
         self._on_segment = on_segment
+        self.lease_host: str | None = None
+        """Who put the lease last."""
         self.ignores_conditions = False
         """The bug of some stores, to see that it is found."""
 
@@ -64,6 +67,8 @@ class Bucket(MemoryStore):
             if key in self._objects:
                 raise Wrong(f"{relative} was overwritten")
             self._on_segment(journal.decode_header(data[: journal.HEADER_BYTES], relative))
+        elif relative == layout.LEASE_KEY:
+            self.lease_host = decode_lease(data, relative).host
         return super()._store(key, data, content_type, metadata)
 
 

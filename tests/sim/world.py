@@ -212,7 +212,9 @@ class World:
         return 0 if self.newest is None else self.newest.generation
 
     def may_be_fenced(self, host: Host) -> bool:
-        """Whether the bucket went on without this host."""
+        """Whether the bucket went on without this host, or another one has taken the lease."""
+        if self.bucket.lease_host not in (None, host.name):
+            return True
         return self.newest is not None and self.newest.number > host.number
 
     def apply_late(self, apply: Callable[[], object]) -> None:
