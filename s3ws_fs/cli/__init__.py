@@ -21,6 +21,7 @@ import click
 import s3ws_fs
 from s3ws_fs.cli.check import check
 from s3ws_fs.cli.commands import ls, status, sync, version
+from s3ws_fs.cli.git import git
 from s3ws_fs.cli.mounting import mount, restart, umount
 from s3ws_fs.cli.report import report_unexpected, report_user_error
 from s3ws_fs.cli.rescue import rescue
@@ -63,6 +64,7 @@ def cli() -> None:
 
 for _command in (mount, umount, restart, status, sync, ls, check, rescue, version):
     cli.add_command(_command)
+cli.add_command(git)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
