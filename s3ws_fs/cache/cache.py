@@ -142,6 +142,7 @@ class Cache(Bookkeeping):
         boot_id: str,
         lock_fd: int,
         recovered: Recovery,
+        spoilt: bool = False,
     ) -> None:
         self.directory = directory
         self.env = env
@@ -157,12 +158,17 @@ class Cache(Bookkeeping):
         self._lock_fd = lock_fd
         self._closed = False
         data_file = directory / DATA_DIR / DATA_FILE
-        self.points = syncpoint.SyncPoints(env, directory, data_file)
+        self.points = syncpoint.SyncPoints(
+            env, directory, data_file, spoilt=spoilt, on_spoilt=self._note_spoilt
+        )
         keep_reserve(directory)
         self.headroom = Headroom(env, self.tables, directory)
         self.freed = False
         """Pages were freed that serve again only after the next sync point."""
         self.head = self._load_head()
+
+    def _note_spoilt(self) -> None:
+        syncpoint.note_boot(self.directory, self._boot_id, clean=False, spoilt=True)
 
     def _load_head(self) -> Head:
         with self.read() as view:
@@ -179,7 +185,9 @@ class Cache(Bookkeeping):
 
     @property
     def recovery(self) -> str:
-        """How it was opened: "fresh", "kept", "sync-point" (after a power cut) or "quarantined"."""
+        """How it was opened: "fresh", "kept", "sync-point" (after a power cut), "quarantined"
+        or "renewed".
+        """
         return self.recovered.how
 
     def quarantines(self) -> list[str]:
@@ -272,20 +280,23 @@ class Cache(Bookkeeping):
     def close(self) -> None:
         """Close cleanly: everything synced, the mark set, the lock released. Idempotent.
 
-        Raises FsError when the last sync point failed: then all is closed too, without the mark.
+        Raises FsError when the last sync point failed: then all is closed too, without the mark. A
+        cache that was spoilt before gets no mark either, and no error: that has been told.
         """
         if self._closed:
             return
         self._closed = True
         failpoints.hit(failpoints.CLOSE_BEFORE)
         failed: FsError | None = None
+        was_spoilt = self.points.spoilt
         try:
-            self.sync_point()
+            if not was_spoilt:
+                self.sync_point()
         except FsError as exc:
             failed = exc
         self.let_go()
         failpoints.hit(failpoints.CLOSE_SYNCED)
-        if failed is None:
+        if failed is None and not was_spoilt:
             # On a full disk it can't be noted. The sync point just made vouches for everything.
             with contextlib.suppress(OSError):
                 syncpoint.note_boot(self.directory, self._boot_id, clean=True)
@@ -314,38 +325,41 @@ def open_cache(
     quota_bytes: int,
     now_ns: Callable[[], int],
     boot_id: str | None = None,
+    may_renew: bool = True,
 ) -> Cache:
     """Open the cache of a workspace, creating it when there is none.
 
     Raises CacheError: in use by another process (exit 5), of another workspace, bucket or
     format, or damaged (exit 8). A cache no sync point can vouch for after a
     power cut is moved to quarantine and a fresh one is opened (`recovered` says so): it is never
-    silently used or deleted.
+    silently used or deleted. `may_renew`: see recovery.recover.
     """
     boot = syncpoint.current_boot_id() if boot_id is None else boot_id
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock_fd = _lock(directory)
     try:
         _check_identity(directory, identity)
-        recovered = recovery.recover(directory, boot, now_ns())
+        recovered = recovery.recover(directory, boot, now_ns(), may_renew=may_renew)
         data_dir = directory / DATA_DIR
         data_dir.mkdir(mode=0o700, exist_ok=True)
         (directory / SPOOL_DIR).mkdir(mode=0o700, exist_ok=True)
         try:
             if recovered.how == recovery.SYNC_POINT:
                 _doubt_mirror(data_dir, map_bytes(quota_bytes))
-            syncpoint.note_boot(directory, boot, clean=False)
+            spoilt = syncpoint.read_spoilt(directory, boot)
+            syncpoint.note_boot(directory, boot, clean=False, spoilt=spoilt)
             failpoints.hit(failpoints.OPEN_NOTED)
             env = open_env(data_dir, map_size=map_bytes(quota_bytes), readonly=False)
             with contextlib.ExitStack() as undo:
                 undo.callback(env.close)
                 cache = Cache(
                     directory, env, now_ns=now_ns, boot_id=boot, lock_fd=lock_fd,
-                    recovered=recovered,
+                    recovered=recovered, spoilt=spoilt,
                 )  # fmt: skip
                 undo.callback(cache.let_go)
-                cache.sync_point()
-                if recovered.how in (recovery.FRESH, recovery.QUARANTINED):
+                if not spoilt:
+                    cache.sync_point()
+                if recovered.how in (recovery.FRESH, recovery.QUARANTINED, recovery.RENEWED):
                     recovery.make_durable(directory)
                 undo.pop_all()
         except (lmdb.Error, FormatError) as exc:

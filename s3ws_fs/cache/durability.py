@@ -3,7 +3,9 @@
 Invariants
 1. `ensure(g)` returns only when a finished sync point covers generation g.
 2. At most one sync point is under way; those who wait meanwhile share the next one.
-3. A failed sync point fails those who waited for it; the next call tries again.
+3. A failed sync point fails those who waited for it; the next call tries again. After a failed
+   flush of the environment there is none any more (cache.syncpoint): every later `ensure` of what
+   was not covered before fails, and seals go on without, by `cover`.
 
 Called by the daemon (composition), which hands `ensure` to fuse (fsync) and replica (seal).
 """
@@ -14,12 +16,14 @@ import contextlib
 import errno
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import lmdb
 import trio
 
 from s3ws_fs.cache.cache import Cache
+from s3ws_fs.cache.recovery import REMEDY
+from s3ws_fs.cache.syncpoint import SPOILT
 from s3ws_fs.core.errors import FsError
 
 BYTES_BETWEEN_MAX: Final = 32 << 20
@@ -47,7 +51,8 @@ class Durability:
         self._lock = trio.Lock()
         self._kick = trio.Event()
         self._under_way_bytes = 0
-        self.last_error: str | None = None
+        self.last_error: str | None = cache.recovered.why if cache.points.spoilt else None
+        self._spoilt_s: float | None = None
         cache.on_bytes = self._on_bytes
 
     def _on_bytes(self, uncovered_bytes: int) -> None:
@@ -62,6 +67,16 @@ class Durability:
                 if self._cache.points.durable_generation < wanted:
                     await self._make()
 
+    async def cover(self, generation: int | None = None) -> None:
+        """As `ensure`, for a seal. Returns also when the cache is spoilt: after a power cut it may
+        then be older than the bucket, from which it is rebuilt (replica.restore). Raises FsError.
+        """
+        try:
+            await self.ensure(generation)
+        except FsError:
+            if not self._cache.points.spoilt:
+                raise
+
     async def _make(self) -> None:
         points = self._cache.points
         pending = points.begin(self._cache.generation)
@@ -73,12 +88,24 @@ class Durability:
             points.abandon(pending)
             self._cache.uncovered_bytes += covered
             self.last_error = str(exc)
+            if points.spoilt:
+                self.last_error = f"{SPOILT}; {REMEDY}"
+                self._spoilt_s = self._spoilt_s or trio.current_time()
             raise FsError(errno.EIO, f"sync point failed: {exc}") from exc
         finally:
             self._under_way_bytes = 0
         points.finish(pending)
         self.last_error = None
         self._cache.headroom.measure()
+
+    def health(self) -> dict[str, Any]:
+        """The health of a mount whose cache is spoilt, since when as far as this process knows."""
+        since_s = None if self._spoilt_s is None else trio.current_time() - self._spoilt_s
+        return {
+            "state": "degraded",
+            "since_s": None if since_s is None else round(since_s, 3),
+            "error": self.last_error,
+        }
 
     async def renew(self) -> None:
         """A sync point now, changes or not: what was freed before serves again. Raises FsError."""

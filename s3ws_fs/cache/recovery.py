@@ -4,6 +4,7 @@
     kept         closed cleanly, or its process died under this kernel, which has all its pages
     sync-point   another boot: the meta pages of the newest sync point were put back
     quarantined  another boot, and no sync point can vouch for it: moved aside, never deleted
+    renewed      its disk failed in a flush, and all it holds is sealed: moved aside as well
 
 Invariants
 1. Meta pages go back only into the database they were taken from: where there is no database, what
@@ -11,20 +12,24 @@ Invariants
 2. What was put back is walked as bytes before the engine, which trusts what it reads, may have it:
    a disk that lied about its flushes costs what was not sealed, never wrong bytes or a crash.
 3. A quarantine keeps the data as it was found.
+4. A spoilt cache (see cache.syncpoint) stays one until it is made anew, which costs nothing when
+   all of it is sealed; with unsealed changes it is kept, for they are nowhere else.
 
 Called by cache.cache, cache.engine and cache.inspect.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import lmdb
 from lmdb import verify as offline
 
 from s3ws_fs.cache import syncpoint
-from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
+from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, open_env, open_tables
 
 QUARANTINES: Final = "quarantine-*"
 
@@ -32,6 +37,13 @@ FRESH: Final = "fresh"
 KEPT: Final = "kept"
 SYNC_POINT: Final = "sync-point"
 QUARANTINED: Final = "quarantined"
+RENEWED: Final = "renewed"
+
+REMEDY: Final = (
+    "fsync fails, saving to the bucket goes on: look at that disk, unmount, and when all is saved "
+    "mount again, which makes a new cache"
+)
+"""What to do about a spoilt cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +67,31 @@ class Recovery:
                 "workspace is rebuilt from the bucket. What was not sealed is only in "
                 f"{self.aside}: keep it until you have looked"
             )
-        return ""
+        if self.how == RENEWED:
+            return (
+                "a flush to the disk of this cache had failed, and all it held was saved: the "
+                f"workspace is rebuilt from the bucket. The old one is {self.aside}; look at that "
+                "disk, then remove it"
+            )
+        return self.why
 
 
-def recover(directory: Path, boot_id: str, now_ns: int) -> Recovery:
-    """Make the database of a cache fit to be opened. Under its lock. Raises OSError."""
+def recover(directory: Path, boot_id: str, now_ns: int, *, may_renew: bool = False) -> Recovery:
+    """Make the database of a cache fit to be opened. Under its lock. Raises OSError.
+
+    `may_renew`: no mount stands on it, so that a spoilt one with nothing unsealed can be done
+    without.
+    """
     data_file = directory / DATA_DIR / DATA_FILE
     if not data_file.exists():
         _forget(directory)
         return Recovery(FRESH)
     if not is_due(directory, boot_id):
-        return Recovery(KEPT)
+        if not syncpoint.read_spoilt(directory, boot_id):
+            return Recovery(KEPT)
+        if may_renew and _is_sealed(data_file):
+            return Recovery(RENEWED, quarantine(directory, now_ns))
+        return Recovery(KEPT, why=f"{syncpoint.SPOILT}; {REMEDY}")
     if syncpoint.put_back(directory, data_file) is None:
         why = "no sync point of the cache is readable"
     else:
@@ -80,6 +106,20 @@ def is_due(directory: Path, boot_id: str) -> bool:
     """Whether the cache may be torn: another boot, and it was not closed cleanly."""
     noted = syncpoint.read_boot(directory)
     return noted is None or not (noted[1] or noted[0] == boot_id)
+
+
+def _is_sealed(data_file: Path) -> bool:
+    """Whether nothing in the database waits for a flush to the bucket."""
+    map_size = data_file.stat().st_size
+    try:
+        with contextlib.closing(
+            open_env(data_file.parent, map_size=map_size, readonly=True)
+        ) as env:
+            tables = open_tables(env, create=False)
+            with env.begin() as txn:
+                return bool(txn.stat(tables.dirty)["entries"] == 0)
+    except lmdb.Error:
+        return False
 
 
 def walk(data_file: Path) -> list[str]:

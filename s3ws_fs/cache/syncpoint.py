@@ -15,6 +15,9 @@ Invariants
 2. A slot is overwritten only while the other one is valid and on disk (or none was ever written).
 3. `write` touches no transaction: it may run beside commits. At most one sync point is under way.
 4. A process kill on a running kernel needs none of this: same boot id, nothing is put back.
+5. After a flush of the environment failed there is no sync point any more, from no process under
+   this boot: the kernel may have dropped what it could not write, and a later flush may succeed
+   without it. The cache is *spoilt*, and boot.json says so. The sync points before stand.
 
 Side file (two slots of SLOT_BYTES): magic 8 bytes, sequence u64, generation u64, meta length u32,
 meta pages, xxh3-128 of all before; big endian.
@@ -24,9 +27,12 @@ Called by cache.cache and cache.durability.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -41,6 +47,10 @@ BOOT_FILE: Final = "boot.json"
 BOOT_BYTES: Final = 256
 BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
 
+SPOILT: Final = (
+    "a flush to the cache's disk failed, and a later one would prove nothing: what was written "
+    "since may be on no disk"
+)
 SLOT_BYTES: Final = 64 * 1024
 META_PAGES: Final = 2
 _MAGIC: Final = b"S3WSSYN1"
@@ -105,13 +115,25 @@ def read_boot(directory: Path) -> tuple[str, bool] | None:
     return (boot_id, clean) if isinstance(boot_id, str) and isinstance(clean, bool) else None
 
 
-def note_boot(directory: Path, boot_id: str, *, clean: bool) -> None:
+def read_spoilt(directory: Path, boot_id: str) -> bool:
+    """Whether a flush of the environment failed under this boot."""
+    try:
+        with (directory / BOOT_FILE).open("rb") as file:
+            noted = json.loads(file.read(BOOT_BYTES))
+        return bool(noted["boot_id"] == boot_id and noted.get("spoilt"))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def note_boot(directory: Path, boot_id: str, *, clean: bool, spoilt: bool = False) -> None:
     """Durably note under which boot the cache is open, or that it was closed cleanly.
 
     In place, so that a full disk does not keep a cache from being opened. Should a power cut tear
     it, it is unreadable, and the sync point decides: which it does after a power cut anyway.
     """
-    value = {"boot_id": boot_id, "clean": clean}
+    value: dict[str, object] = {"boot_id": boot_id, "clean": clean}
+    if spoilt:
+        value["spoilt"] = True
     try:
         fd = os.open(directory / BOOT_FILE, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -173,8 +195,19 @@ class Pending:
 class SyncPoints:
     """Makes sync points of one open environment. See the module's invariants."""
 
-    def __init__(self, env: lmdb.Environment, directory: Path, data_file: Path) -> None:
+    def __init__(
+        self,
+        env: lmdb.Environment,
+        directory: Path,
+        data_file: Path,
+        *,
+        spoilt: bool = False,
+        on_spoilt: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_spoilt` notes it for who comes next, from whichever thread."""
         self._env = env
+        self.spoilt = spoilt
+        self._on_spoilt = on_spoilt
         self._data_fd = os.open(data_file, os.O_RDONLY | os.O_CLOEXEC)
         self._meta_bytes = META_PAGES * env.stat()["psize"]
         assert self._meta_bytes <= META_BYTES_MAX, "the pages are too large for a slot"
@@ -199,12 +232,24 @@ class SyncPoints:
     def write(self, pending: Pending) -> None:
         """Make the pinned state durable. In a helper thread. Raises OSError, lmdb.Error."""
         failpoints.hit(failpoints.SYNC_BEGUN)
-        self._env.sync(True)
+        if self.spoilt:
+            raise OSError(errno.EIO, SPOILT)
+        try:
+            self._flush()
+        except (OSError, lmdb.Error):
+            self.spoilt = True
+            # What can't be written now is in the kernel's memory, which is all that it is for.
+            with contextlib.suppress(OSError):
+                self._on_spoilt()
+            raise
         failpoints.hit(failpoints.SYNC_FLUSHED)
         slot = Slot(self._sequence + 1, pending.generation, pending.meta)
         os.pwrite(self._side_fd, encode_slot(slot), self._next_slot * SLOT_BYTES)
         failpoints.hit(failpoints.SYNC_WRITTEN)
         os.fdatasync(self._side_fd)
+
+    def _flush(self) -> None:
+        self._env.sync(True)
 
     def finish(self, pending: Pending) -> None:
         """The write succeeded: drop the pin before. On the loop's thread."""

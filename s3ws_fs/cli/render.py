@@ -117,8 +117,8 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
 
 def _cache_lines(cache: dict[str, Any]) -> list[str]:
     room, kept = _part(cache, "room"), cache.get("quarantines")
-    said = [room.get("reason"), cache.get("recovered")]
-    lines = [_line("cache", str(text)) for text in said if text]
+    said = [room.get("reason"), cache.get("sync_point_error"), cache.get("recovered")]
+    lines = [_line("cache", str(text)) for text in dict.fromkeys(said) if text]
     titles = {"quarantines": "kept in quarantine (see `s3ws check`; remove what nobody needs)"}
     return lines + (_listed_lines("cache", cache, titles) if kept else [])
 

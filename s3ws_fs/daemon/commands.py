@@ -175,7 +175,7 @@ class Commands:
                 exit_code=ExitCode.CANT_RESTART,
             )
         # What is on disk already need not be flushed while everybody waits.
-        await life.parts.durability.ensure()
+        await life.parts.durability.cover()
         life.hand_on()
         return {"pid": os.getpid(), "version": __version__}
 

@@ -129,6 +129,7 @@ class Daemon:
             identity(config),
             quota_bytes=config.max_size_bytes,
             now_ns=self._clock,
+            may_renew=not self._took_over,
         )
         log.info("cache %s: %s", cache.directory, cache.recovery)
         if told := cache.recovered.told():

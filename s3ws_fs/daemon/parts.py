@@ -152,7 +152,7 @@ def status_document(
     """What `status` shows. The replica's fragments overlay what is said here."""
     cache = parts.cache
     head = cache.head
-    return {
+    document = {
         "version": __version__,
         "pid": os.getpid(),
         "holder": holder,
@@ -184,3 +184,6 @@ def status_document(
         "uptime_s": round(uptime_s, 3),
         **parts.replica.status(),
     }
+    if cache.points.spoilt and document["health"]["state"] == "ok":
+        document["health"] = parts.durability.health()
+    return document

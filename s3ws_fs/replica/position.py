@@ -17,6 +17,8 @@ Invariants
 2. A segment of ours that we do not remember (a lost answer, a power cut) is adopted only if the
    cache is not older than it. A fence (an empty segment of ours) says nothing of what is below it:
    it is adopted only on top of the segment we remember.
+3. A cache that is older than a seal of its own can be made anew at the mount after the power cut:
+   all it holds is in that seal. (A sync point covers what is sealed, unless the disk failed.)
 
 Called by replica.
 """
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from s3ws_fs.cache.cache import Cache
+from s3ws_fs.cache.recovery import SYNC_POINT
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.core.errors import CacheError, ExitCode, UserError
 from s3ws_fs.core.ids import RandBits, new_id
@@ -139,6 +142,17 @@ def compare(cache: Cache, state: dict[str, Any], writer: str) -> str:
         remember(cache, Sealed(newest, state["header_hash"], header["generation"]))
         return SAME
     return NEWER
+
+
+def is_own_past(cache: Cache, state: dict[str, Any], writer: str) -> bool:
+    """Whether a power cut put the cache back to before what it sealed itself (invariant 3)."""
+    header = state["header"]
+    return bool(
+        cache.recovery == SYNC_POINT
+        and header is not None
+        and header["writer"] == writer
+        and header["generation"] > cache.generation
+    )
 
 
 def remember(cache: Cache, sealed: Sealed) -> None:

@@ -81,7 +81,7 @@ class Replicator(Replica):
             cache,
             self.worker,
             config,
-            durability.ensure,
+            durability.cover,
             randbits=randbits,
             host=host,
             epoch=lambda: self._lease.epoch,

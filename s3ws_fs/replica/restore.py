@@ -210,6 +210,8 @@ def _stands(cache: Cache, state: dict[str, Any], writer: str) -> bool:
         return False
     if position.compare(cache, state, writer) == position.SAME:
         return True
+    if position.is_own_past(cache, state, writer):
+        return False
     with cache.read() as view:
         unsealed = view.dirty_count()
     if unsealed:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
+from pathlib import Path
 
+import lmdb
 import pytest
 import trio
 
-from s3ws_fs.cache.cache import COMMIT_PAGES_BYTES, Cache
+from s3ws_fs.cache.cache import COMMIT_PAGES_BYTES, Cache, Identity, open_cache
 from s3ws_fs.cache.durability import BYTES_BETWEEN_MAX, UNCOVERED_BYTES_MAX, Durability
 from s3ws_fs.cache.syncpoint import Pending
 from s3ws_fs.core.errors import FsError
@@ -181,3 +185,123 @@ async def test_a_failing_disk_holds_nobody(cache: Cache, monkeypatch: pytest.Mon
         await durability.hold()
     assert durability.last_error is not None
     assert cache.uncovered_bytes > UNCOVERED_BYTES_MAX
+
+
+# --- a flush that failed -------------------------------------------------------------------------
+
+
+def _flush_fails_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel does it: the pages are dropped, told once, and the next flush succeeds."""
+    flush = cache.points._flush
+    told: list[bool] = []
+
+    def once() -> None:
+        if not told:
+            told.append(True)
+            raise lmdb.DiskError("injected: Input/output error")
+        flush()
+
+    monkeypatch.setattr(cache.points, "_flush", once)
+
+
+async def test_after_a_failed_flush_no_later_one_proves_anything(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durability = Durability(cache)
+    before = change(cache)
+    await durability.ensure()
+    _flush_fails_once(cache, monkeypatch)
+    change(cache)
+    for _ in range(3):
+        with pytest.raises(FsError) as caught:
+            await durability.ensure()
+        assert caught.value.errno == errno.EIO
+    assert cache.points.durable_generation == before
+    await durability.ensure(before)
+    change(cache)
+    with pytest.raises(FsError):
+        await durability.ensure()
+    await durability.cover()  # a seal goes on
+    health = durability.health()
+    assert health["state"] == "degraded" and health["since_s"] >= 0
+    assert "mount again" in health["error"]
+
+
+async def test_only_a_flush_spoils_the_cache(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The side file's slot is written anew each time: its failure leaves nothing doubtful."""
+    durability = Durability(cache)
+    generation = change(cache)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", _refuse)
+        with pytest.raises(FsError):
+            await durability.cover()
+    await durability.ensure()
+    assert cache.points.durable_generation == generation
+
+
+def _refuse(_: int) -> None:
+    raise OSError(errno.EIO, "injected")
+
+
+async def test_a_failed_flush_is_nothing_that_a_new_process_forgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = _opened(tmp_path)
+    change(cache)
+    _flush_fails_once(cache, monkeypatch)
+    with pytest.raises(FsError):
+        await Durability(cache).ensure()
+    cache.close()
+    for may_renew in (False, True):
+        # With unsealed changes it is kept, whoever opens it.
+        kept = _opened(tmp_path, may_renew=may_renew)
+        assert kept.recovery == "kept" and "mount again" in kept.recovered.told()
+        assert kept.generation == 1
+        durability = Durability(kept)
+        assert durability.last_error == kept.recovered.told()
+        with pytest.raises(FsError):
+            await durability.ensure()
+        if may_renew:
+            kept.forget(kept.generation, 1 << 62, b"")
+            assert durability.health()["since_s"] >= 0
+        kept.close()
+    adopted = _opened(tmp_path, may_renew=False)
+    assert adopted.recovery == "kept", "a mount stands on it"
+    adopted.close()
+    with _opened(tmp_path) as renewed:
+        assert renewed.recovery == "renewed" and renewed.generation == 0
+        assert renewed.recovered.aside is not None and renewed.recovered.aside.exists()
+        assert str(renewed.recovered.aside) in renewed.recovered.told()
+        change(renewed)
+        await Durability(renewed).ensure()
+    with _opened(tmp_path) as again:
+        assert again.recovery == "kept" and not again.recovered.told()
+
+
+async def test_after_a_failed_flush_a_power_cut_leaves_the_sync_point_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = _opened(tmp_path)
+    durability = Durability(cache)
+    before = change(cache)
+    await durability.ensure()
+    _flush_fails_once(cache, monkeypatch)
+    change(cache)
+    with pytest.raises(FsError):
+        await durability.ensure()
+    cache.close()
+    with _opened(tmp_path, boot_id="another") as recovered:
+        assert (recovered.recovery, recovered.generation) == ("sync-point", before)
+        change(recovered)
+        await Durability(recovered).ensure()
+
+
+def _opened(directory: Path, *, boot_id: str = "boot", may_renew: bool = True) -> Cache:
+    return open_cache(
+        directory / "spoilt",
+        Identity("test/", "test"),
+        quota_bytes=100 << 20,
+        now_ns=lambda: 1_000_000_000,
+        boot_id=boot_id,
+        may_renew=may_renew,
+    )

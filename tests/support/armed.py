@@ -154,7 +154,8 @@ class Trigger:
     thing before it: requests that change nothing pass it too.
 
     without: "resend" makes the kernel one that does not send unanswered requests again; "once"
-    forgets what was done for those; "mount(2)" leaves the mounting to fusermount3.
+    forgets what was done for those; "mount(2)" leaves the mounting to fusermount3; "flush" has the
+    next flush of the database fail, once, when a file of that name is in `directory`.
     """
 
     directory: str
@@ -203,7 +204,7 @@ class Trigger:
         signal.pause()
 
 
-def _do_without(what: str) -> None:
+def _do_without(what: str, directory: Path) -> None:
     if what == "once":
         from s3ws_fs.fuse.once import Once
 
@@ -212,6 +213,18 @@ def _do_without(what: str) -> None:
         from s3ws_fs.fuse import mount
 
         mount._mount_directly = lambda *_: None
+    elif what == "flush":
+        from s3ws_fs.cache.syncpoint import SyncPoints
+
+        flush = SyncPoints._flush
+
+        def fails_once(self: SyncPoints) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                (directory / what).unlink()
+                raise _lmdb_error("eio")
+            flush(self)
+
+        SyncPoints._flush = fails_once  # type: ignore[method-assign]
     elif what == "resend":
         from s3ws_fs.holder import memory
 
@@ -230,7 +243,7 @@ def install_from_environment() -> None:
     given = json.loads(os.environ[VARIABLE])
     if "directory" in given:
         failpoints.hook = Trigger(**given)
-        _do_without(given["without"])
+        _do_without(given["without"], Path(given["directory"]))
         return
     failpoints.hook = Listener(Plan(**given))
 
