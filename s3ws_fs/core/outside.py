@@ -49,7 +49,9 @@ _COPY: Final = re.compile(
 class Found:
     """What stands at a mirror path and is not ours; nothing at all when `etag` is empty.
 
-    `path` is the text below files/, which may be no path of ours.
+    `path` is the text below files/, which may be no path of ours. `ours`: the object says that we
+    put it here with bytes of this digest (hex), and other bytes came: changed in place, or spoilt
+    on their way, which a later look may tell apart.
     """
 
     path: str
@@ -57,6 +59,7 @@ class Found:
     size_bytes: int = 0
     modified_ns: int = 0
     wishes: Wishes = NO_WISHES
+    ours: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As part of a worker's answer."""

@@ -5,6 +5,8 @@ Invariants
 2. While the writer before may still change the mirror (the quiet time), only seals are made.
 3. What somebody else did is looked at only by who is sure to be the writer still: a stale one must
    not take the new one's doings for somebody else's.
+4. That an object is not ours is no last word while it says that it is: its bytes may have been
+   spoilt on their way. The mirror is listed again later, LOOKS_MAX times, and with every sync.
 
 Called by replicator, one cycle at a time.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import trio
 
@@ -26,6 +29,11 @@ from s3ws_fs.replica.outside import OutsideChanges
 from s3ws_fs.replica.schedule import Schedule
 from s3ws_fs.transfer.objects import LATE
 from s3ws_fs.transfer.wire import FencedError
+
+LOOK_AGAIN_S: Final = 60.0
+LOOKS_MAX: Final = 8
+"""After 1, 2, 4, … minutes a doubtful object is looked at again, so often; then when somebody asks
+for a sync, and at the next mount."""
 
 
 class Cycle:
@@ -48,6 +56,10 @@ class Cycle:
         """Who brings in what somebody else did to the mirror; without it that is left alone."""
         self.is_scan_due = False
         """Whether the next cycle looks for what somebody else did, though the mirror is known."""
+        self.is_doubtful = False
+        """Whether an object that says it is ours is left alone, for its bytes were others."""
+        self._looks = 0
+        self._again_s: float | None = None
 
     def is_mirror_behind(self) -> bool:
         """Whether a cycle would find something to do though nothing changed."""
@@ -76,6 +88,9 @@ class Cycle:
         try:
             await self._verify()
             is_quiet = self._lease.quiet_left_s() > 0
+            again_s = self.look_again_s()
+            if again_s is not None and again_s <= trio.current_time():
+                self.is_scan_due = True
             unknown = None if is_quiet else await self._reconcile()
             flush_id, has_mirror_work = await self._flusher.flush()
         except BaseException:
@@ -99,20 +114,33 @@ class Cycle:
         """
         try:
             found = await self._flusher.reconcile(scan=self.is_scan_due)
+            settled: set[str] = set()
             if self.outside is not None:
                 if self.is_scan_due:
                     self.outside.left.clear()
                 if found:
                     # Invariant 3.
                     await self._flusher.check_writer()
-                    await self.outside.handle(found)
+                    settled = await self.outside.handle(found)
         except FencedError:
             raise
         except S3wsError as exc:
             return exc
+        if self.is_scan_due or found:
+            self._note_doubt(any(item.ours and item.path not in settled for item in found))
         self.is_scan_due = False
         self._flusher.reconciled()
         return None
+
+    def look_again_s(self) -> float | None:
+        """When the mirror is listed again for what is doubtful; None: not by itself."""
+        return self._again_s if self.is_doubtful else None
+
+    def _note_doubt(self, is_doubtful: bool) -> None:
+        self._looks = self._looks + 1 if is_doubtful else 0
+        self.is_doubtful, self._again_s = is_doubtful, None
+        if is_doubtful and self._looks <= LOOKS_MAX:
+            self._again_s = trio.current_time() + LOOK_AGAIN_S * 2 ** (self._looks - 1)
 
     async def _settle(self) -> Exception | None:
         """See to the conflicts that a pass met; the next pass puts what may be put then."""

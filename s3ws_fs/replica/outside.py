@@ -7,7 +7,9 @@ Invariants
    and a freeze reads both in one: they are sealed before the mirror touches the object.
 2. A file of ours that gives way to the outside version (bucket-wins) is kept under another name
    unless the bucket showed exactly it.
-3. What can't be done is left alone and told, with the reason; nothing is retried by itself.
+3. What can't be done is left alone and told, with the reason; nothing is retried by itself here. An
+   object that says it is ours, and brought other bytes, is never taken for somebody else's when it
+   comes with ours after all.
 4. Limits: COPIES_OF_ONE_PATH_MAX copies of one path in a mount, EVENTS_MAX and LEFT_MAX lines.
 5. Names and metadata come from strangers: only what core.outside.workspace_path lets through
    becomes a path, and every operation goes through fs with its quotas.
@@ -178,6 +180,9 @@ class OutsideChanges:
         if fetched is None:
             return self.leave(found.path, "it changed while it was read; seen to next time")
         ino, wanted, digest = fetched
+        if found.ours == digest.hex():
+            self._fs.drop_arrival(ino)
+            return self.leave(found.path, "it is ours, and came spoilt before; seen to next time")
         placed: Placed | None = None
         try:
             if place.rec is None:

@@ -233,7 +233,7 @@ class Replicator(Replica):
             return now_s
         if self._cycle.is_mirror_behind():
             return now_s + self._lease.quiet_left_s()
-        return None
+        return self._cycle.look_again_s()
 
     async def _cycle_safely(self) -> bool:
         """One cycle; errors go to health and the wait before the next. True when all went well."""
@@ -268,7 +268,8 @@ class Replicator(Replica):
         """
         wanted = self._cache.generation
         cycle = self._cycle
-        cycle.is_scan_due = cycle.is_scan_due or (outside and cycle.outside is not None)
+        looks = cycle.is_doubtful or (outside and cycle.outside is not None)
+        cycle.is_scan_due = cycle.is_scan_due or looks
         is_asked = outside
         for _ in range(SYNC_CYCLES_MAX):
             async with self._cycle_lock:

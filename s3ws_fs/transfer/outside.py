@@ -40,11 +40,13 @@ SHADOWED: Final = "other objects have its name as their directory"
 Part = Callable[..., None]
 
 
-def found_of(info: ObjectInfo) -> Found:
-    """What somebody else's object says."""
+def found_of(info: ObjectInfo, workspace: str = "") -> Found:
+    """What somebody else's object says, to the workspace of that id."""
     text = info.key[len(FILES_PREFIX) :]
     wishes = content.wishes(info.metadata)
-    return Found(text, info.etag, info.size_bytes, info.modified_ns, wishes)
+    mark = content.our_mark(info.metadata, workspace, text)
+    ours = "" if mark is None else mark[1].hex()
+    return Found(text, info.etag, info.size_bytes, info.modified_ns, wishes, ours)
 
 
 def look(store: ScopedStore, text: str, workspace: str) -> Found | None:
@@ -52,7 +54,7 @@ def look(store: ScopedStore, text: str, workspace: str) -> Found | None:
     info = whose.head(store, text)
     if info is None or whose.our_mark(store, info, workspace, text) is not None:
         return None
-    return found_of(info)
+    return found_of(info, workspace)
 
 
 def read(store: ScopedStore, text: str, etag: str, size_bytes: int) -> Iterator[bytes]:

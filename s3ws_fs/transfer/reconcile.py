@@ -189,7 +189,7 @@ class Scan:
             return suspect, None
         mark = whose.our_mark(self._store, info, self._workspace, text)
         if mark is None:
-            return suspect, found_of(info)
+            return suspect, found_of(info, self._workspace)
         if row is None:
             path = text.encode()
             return suspect, MirrorRow(path, NOBODY, mark[0], UNKNOWN_DATA, info.etag, NO_HASH)

@@ -30,6 +30,7 @@ FOUND = [
     (2000028, 2000, "what a failed sync left was saved with the next change only"),
     (20261165, 2000, "overtaken while it mounts"),
     (28000052, 400, "fenced by a lease whose fence was not sealed yet (the model was wrong)"),
+    (20261136, 2000, "an object of ours that came spoilt twice was left as somebody else's"),
 ]
 """Seed, operations, and what was found there. Seeds tell another story when the simulation changes,
 so each has a test of its own beside the code that was wrong."""
