@@ -10,8 +10,7 @@ Invariants
    change at most; what is left was deleted or added.
 4. Done to the tree before, the changes give the tree after: first all old paths are taken away,
    then the new ones come, from the root down.
-5. Bytes are compared by the digests of their extents: equal digests are equal bytes, and an extent
-   of zeros is a hole. (Zeros written behind the end of an extent's bytes do count as a change.)
+5. Bytes are compared by the digests of their extents (treeview, invariant 3).
 6. ctime is not compared: setting a thing to and fro leaves no difference.
 
 Called by transfer and cli.
@@ -21,16 +20,13 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Final, Protocol
-
-import xxhash
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from s3ws_fs.core import keys
 from s3ws_fs.core.errors import FormatError
-from s3ws_fs.core.extents import extent_count
-from s3ws_fs.core.records import InodeRec, decode_inode, decode_location
+from s3ws_fs.core.records import InodeRec
+from s3ws_fs.core.treeview import Records, Table, TreeView, bytes_of
 from s3ws_fs.core.types import ROOT_INO
 
 ADDED: Final = "added"
@@ -45,27 +41,8 @@ TIMES: Final = "times"
 XATTRS: Final = "xattrs"
 ASPECTS: Final = (CONTENT, MODE, OWNER, TIMES, XATTRS)
 
-DEPTH_MAX: Final = 4096
-"""Directories above a name; more is a cycle."""
-
-Table = Mapping[bytes, bytes]
 Touched = Mapping[int, Collection[bytes]]
 """Keys by table: those that may differ."""
-
-
-class Records(Protocol):
-    """The journal's tables at one point (a TableSet is one)."""
-
-    @property
-    def inodes(self) -> Table: ...
-    @property
-    def dentries(self) -> Table: ...
-    @property
-    def chunks(self) -> Table: ...
-    @property
-    def xattrs(self) -> Table: ...
-    @property
-    def links(self) -> Table: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,103 +74,6 @@ class Change:
     def is_noise(self) -> bool:
         """Whether it is no more than a directory's times: they follow from what is in it."""
         return self.kind == MODIFIED and self.aspects == (TIMES,) and self.rec.is_dir
-
-
-class Side:
-    """One point: its records, and what is looked up in them."""
-
-    def __init__(self, records: Records) -> None:
-        self.records = records
-        self._paths: dict[int, bytes] = {ROOT_INO: b""}
-        self._xattrs: dict[int, dict[bytes, bytes]] | None = None
-        self._links: dict[int, list[tuple[int, bytes]]] | None = None
-
-    def inode(self, ino: int) -> InodeRec | None:
-        """An inode that has a name, or None. Raises FormatError."""
-        raw = self.records.inodes.get(keys.pack_u64(ino))
-        if raw is None:
-            return None
-        rec = decode_inode(ino, raw)
-        return rec if rec.nlink else None
-
-    def entry(self, parent: int, name: bytes) -> int | None:
-        """The inode behind a name of a directory. Raises FormatError."""
-        raw = self.records.dentries.get(keys.dentry_key(parent, name))
-        return None if raw is None else keys.unpack_u64(raw)
-
-    def path(self, parent: int, name: bytes) -> bytes:
-        """Path of a link from the root. Raises FormatError."""
-        above = self._directory(parent)
-        return above + b"/" + name if above else name
-
-    def _directory(self, ino: int) -> bytes:
-        chain: list[InodeRec] = []
-        at = ino
-        while at not in self._paths:
-            rec = self.inode(at)
-            if rec is None or not rec.is_dir or len(chain) == DEPTH_MAX:
-                raise FormatError(f"inode {at}", "a directory that is named is nowhere")
-            chain.append(rec)
-            at = rec.parent
-        above = self._paths[at]
-        for rec in reversed(chain):
-            above = above + b"/" + rec.name if above else rec.name
-            self._paths[rec.ino] = above
-        return above
-
-    def links(self, rec: InodeRec) -> list[tuple[int, bytes]]:
-        """(directory, name) of all links of an inode; none of the root's."""
-        if rec.ino == ROOT_INO:
-            return []
-        if rec.is_dir or rec.nlink == 1:
-            return [(rec.parent, rec.name)]
-        if self._links is None:
-            self._links = {}
-            for key in self.records.links:
-                ino, parent, name = keys.split_link_key(key)
-                self._links.setdefault(ino, []).append((parent, name))
-        return sorted(self._links.get(rec.ino, []))
-
-    def xattrs(self, ino: int) -> dict[bytes, bytes]:
-        """Extended attributes of an inode."""
-        if self._xattrs is None:
-            self._xattrs = {}
-            for key, value in self.records.xattrs.items():
-                self._xattrs.setdefault(keys.unpack_u64(key), {})[key[8:]] = value
-        return self._xattrs.get(ino, {})
-
-    def places(self, rec: InodeRec) -> Iterator[tuple[int, bytes]]:
-        """(extent index, chunk record) of all extents of a file, in order."""
-        count, chunks = extent_count(rec.size), self.records.chunks
-        if count > len(chunks):
-            prefix = keys.pack_u64(rec.ino)
-            own = sorted(key for key in chunks if key[:8] == prefix)
-        else:
-            own = [keys.chunk_key(rec.ino, index) for index in range(count)]
-        for key in own:
-            raw = chunks.get(key)
-            if raw is not None:
-                yield keys.split_chunk_key(key)[1], raw
-
-    def content(self, rec: InodeRec) -> tuple[object, ...]:
-        """What two files of equal bytes have in common, and no others."""
-        if not stat.S_ISREG(rec.mode):
-            return (rec.target, rec.rdev)
-        found = ((index, _bytes_of(raw)) for index, raw in self.places(rec))
-        return (rec.size, *(item for item in found if item[1] is not None))
-
-
-def _bytes_of(raw: bytes | None) -> tuple[int, bytes] | None:
-    """Length and digest of an extent's bytes; None for zeros."""
-    if raw is None:
-        return None
-    loc = decode_location(raw)
-    return None if loc.digest == _zeros(loc.length) else (loc.length, loc.digest)
-
-
-@lru_cache(maxsize=64)
-def _zeros(length: int) -> bytes:
-    return xxhash.xxh3_128_digest(bytes(length))
 
 
 def differing(before: Records, after: Records) -> dict[int, set[bytes]]:
@@ -242,7 +122,7 @@ def compare(before: Records, after: Records, touched: Touched | None = None) -> 
 
 class _Comparison:
     def __init__(self, before: Records, after: Records, touched: Touched | None) -> None:
-        self._before, self._after = Side(before), Side(after)
+        self._before, self._after = TreeView(before), TreeView(after)
         self._touched = differing(before, after) if touched is None else touched
         self._gone, self._came = _Links(), _Links()
         self._changed = self._changed_inodes()
@@ -260,7 +140,7 @@ class _Comparison:
     def _changed_inodes(self) -> dict[int, tuple[str, ...]]:
         """Inodes that are there at both points, with what differs in them."""
         inos = {keys.unpack_u64(key) for key in self._touched.get(keys.T_INODES, ())}
-        contents = self._of(keys.T_CHUNKS, _bytes_of)
+        contents = self._of(keys.T_CHUNKS, bytes_of)
         xattrs = self._of(keys.T_XATTRS, lambda raw: raw)
         found = {}
         for ino in inos | contents | xattrs:
@@ -392,7 +272,7 @@ class _Comparison:
         return _required(self._after, ino)
 
 
-def _required(side: Side, ino: int) -> InodeRec:
+def _required(side: TreeView, ino: int) -> InodeRec:
     rec = side.inode(ino)
     if rec is None:
         raise FormatError(f"inode {ino}", "a name stands for it, but it is not there")
@@ -434,6 +314,44 @@ def _aspects(old: InodeRec, new: InodeRec, content: bool, xattrs: bool) -> tuple
         XATTRS: xattrs,
     }
     return tuple(aspect for aspect in ASPECTS if differs[aspect])
+
+
+def by_files(changes: Iterable[Change], before: TreeView, after: TreeView) -> list[Change]:
+    """The same for a world without directories: what is not one, each with the path it had.
+
+    A moved directory becomes moves of all that is in it. Raises FormatError.
+    """
+    found: dict[bytes, Change] = {}
+    moved: list[Change] = []
+    gone = []
+    for change in changes:
+        if change.rec.is_dir:
+            moved += [change] if change.kind == RENAMED else []
+        elif change.kind == DELETED:
+            gone.append(change)
+        else:
+            found[change.path] = _from_where(change, before, after)
+    for change in moved:
+        for path, rec in after.below(change.rec.ino, change.path):
+            if path not in found and not rec.is_dir:
+                was = before.inode(rec.ino)
+                stayed = Change(MODIFIED, path, was, rec)
+                found[path] = _from_where(stayed, before, after)
+    return sorted((*gone, *found.values()), key=lambda each: (each.path, each.kind))
+
+
+def _from_where(change: Change, before: TreeView, after: TreeView) -> Change:
+    """What stayed in a directory that moved was renamed, seen from the root."""
+    if change.kind != MODIFIED or change.before is None:
+        return change
+    above, _, name = change.path.rpartition(b"/")
+    parent = after.find(above, follow=False).ino
+    if before.entry(parent, name) != change.before.ino:
+        return change
+    old_path = before.path(parent, name)
+    if old_path == change.path:
+        return change
+    return replace(change, kind=RENAMED, old_path=old_path)
 
 
 def is_below(path: bytes, wanted: Collection[bytes]) -> bool:

@@ -8,7 +8,7 @@ Invariants
 2. A place in "this segment" becomes one in the segment of that number.
 3. Records that do not decode stay as they are: whoever judges them tells.
 
-Called by audit_journal, points, and by replica (a restore on a live mount).
+Called by audit_journal, points, looking, and by replica (a restore on a live mount).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from s3ws_fs.core.records import Head, decode_head, decode_inode
 from s3ws_fs.core.types import SELF_OBJECT
 
 _SELF: Final = keys.pack_u64(SELF_OBJECT)
-_HANGING: Final = (keys.T_CHUNKS, keys.T_XATTRS, keys.T_LINKS)
+HANGING: Final = (keys.T_CHUNKS, keys.T_XATTRS, keys.T_LINKS)
+"""Tables whose rows go with their inode."""
 _NLINK: Final = struct.Struct(">12xI")
 """Where an inode record has its number of links."""
 
@@ -55,7 +56,7 @@ def apply(tables: TableSet, frame: Frame, number: int) -> None:
 def _drop_hanging(tables: TableSet, gone: set[bytes]) -> None:
     if not gone:
         return
-    for table in _HANGING:
+    for table in HANGING:
         kept: Rows = tables.journal_table(table)
         for key in [key for key in kept if key[:8] in gone]:
             del kept[key]

@@ -17,6 +17,7 @@ from s3ws_fs.core.errors import FormatError
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.records import InodeRec, decode_inode, encode_location
 from s3ws_fs.core.treediff import ADDED, DELETED, MODIFIED, RENAMED, Change, compare
+from s3ws_fs.core.treeview import TreeView
 from s3ws_fs.core.types import BLOB_BIT, ROOT_INO, Location
 
 NAMES = (b"a", b"b", b"c")
@@ -500,5 +501,5 @@ def test_a_huge_file_of_holes_costs_what_it_holds() -> None:
     last = (rec.size - 1) // EXTENT_BYTES
     loc = Location(BLOB_BIT, 0, 1, xxhash.xxh3_128_digest(b"!"))
     rows.chunks[keys.chunk_key(2, last)] = encode_location(loc)
-    side = treediff.Side(rows)
+    side = TreeView(rows)
     assert [index for index, _ in side.places(rec)] == [0, last]
