@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -36,12 +35,13 @@ import lmdb
 from s3ws_fs.cache import recovery, syncpoint
 from s3ws_fs.cache.bookkeeping import Bookkeeping, damaged_error
 from s3ws_fs.cache.headroom import Headroom, engine_error, keep_reserve
+from s3ws_fs.cache.ownership import check_identity, lock
 from s3ws_fs.cache.recovery import Recovery
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, Tables, map_bytes, open_env, open_tables
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import META_HEAD, View
-from s3ws_fs.core import failpoints, jsontext
-from s3ws_fs.core.errors import CacheError, ExitCode, FormatError, FsError
+from s3ws_fs.core import failpoints
+from s3ws_fs.core.errors import CacheError, FormatError, FsError
 from s3ws_fs.core.limits import FORMAT_VERSION
 from s3ws_fs.core.records import Head
 from s3ws_fs.core.types import ROOT_INO
@@ -50,9 +50,6 @@ COMMIT_PAGES_BYTES: Final = 12 * 4096
 """What one commit adds to the file while a sync point pins the pages before it: measured, 12 pages
 for creating and writing small files (copies of the tree's path to each record it touches)."""
 
-LOCK_FILE: Final = "lock"
-LOCK_BYTES: Final = 32
-IDENTITY_FILE: Final = "identity.json"
 SPOOL_DIR: Final = "spool"
 _META_RESTORED: Final = b"restored"
 _META_MIRROR_KNOWN: Final = b"mirror_known"
@@ -336,9 +333,9 @@ def open_cache(
     """
     boot = syncpoint.current_boot_id() if boot_id is None else boot_id
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock_fd = _lock(directory)
+    lock_fd = lock(directory)
     try:
-        _check_identity(directory, identity)
+        check_identity(directory, asdict(identity))
         recovered = recovery.recover(directory, boot, now_ns(), may_renew=may_renew)
         data_dir = directory / DATA_DIR
         data_dir.mkdir(mode=0o700, exist_ok=True)
@@ -402,50 +399,3 @@ def disk_error(directory: Path, exc: OSError | FsError) -> CacheError:
         remedy="Look at that disk and at the directory's rights, then mount again. Nothing was "
         "changed in the bucket; keep the directory: what was not sealed is only there.",
     )
-
-
-def _lock(directory: Path) -> int:
-    fd = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(fd, LOCK_BYTES).decode("ascii", "replace").strip() or "unknown"
-        os.close(fd)
-        raise CacheError(
-            f"the cache in {directory} is in use by the daemon with pid {holder}",
-            remedy="This workspace is mounted already on this host: see `s3ws status`.",
-            exit_code=ExitCode.ALREADY_MOUNTED,
-        ) from None
-    # Never cut off: on a full disk its block would not come back. It only tells a person.
-    with contextlib.suppress(OSError):
-        os.pwrite(fd, f"{os.getpid()}\n".encode().ljust(LOCK_BYTES), 0)
-        os.ftruncate(fd, LOCK_BYTES)
-    return fd
-
-
-def _check_identity(directory: Path, identity: Identity) -> None:
-    path = directory / IDENTITY_FILE
-    wanted = asdict(identity)
-    try:
-        found = jsontext.value_of(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        if (directory / DATA_DIR / DATA_FILE).exists():
-            raise CacheError(
-                f"the cache in {directory} does not say which workspace it belongs to",
-                remedy=f"Its {IDENTITY_FILE} is missing. Choose another WORKSPACE_CACHE_DIR.",
-            ) from None
-        syncpoint.write_json(path, wanted)
-        return
-    except FormatError as exc:
-        raise CacheError(
-            f"{path} is not readable: {exc.why}",
-            remedy="Choose another WORKSPACE_CACHE_DIR, and keep this one for inspection.",
-        ) from exc
-    for field, value in wanted.items():
-        if not isinstance(found, dict) or found.get(field) != value:
-            has = found.get(field) if isinstance(found, dict) else found
-            raise CacheError(
-                f"the cache in {directory} belongs to another workspace: {field} is {has!r:.200}, "
-                f"not {value!r}",
-                remedy="Choose another WORKSPACE_CACHE_DIR, or mount the workspace it belongs to.",
-            )

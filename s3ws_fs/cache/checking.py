@@ -24,7 +24,7 @@ from typing import Any
 import lmdb
 
 from s3ws_fs.cache import engine, recovery, syncpoint
-from s3ws_fs.cache.cache import IDENTITY_FILE
+from s3ws_fs.cache.ownership import IDENTITY_FILE
 from s3ws_fs.cache.reader import open_reader
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.cache.tableset import TableSet, copy_out

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from s3ws_fs.cache import recovery, syncpoint
-from s3ws_fs.cache.cache import IDENTITY_FILE, LOCK_FILE
+from s3ws_fs.cache.ownership import IDENTITY_FILE, LOCK_FILE
 from s3ws_fs.cache.reader import open_reader
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.core.errors import CacheError

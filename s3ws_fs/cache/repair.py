@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Final
 
 from s3ws_fs.cache import recovery, syncpoint
-from s3ws_fs.cache.cache import IDENTITY_FILE, Cache, Identity, open_cache
+from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.cache.checking import Checked, Progress, check_records
 from s3ws_fs.cache.following import FOLLOWING
+from s3ws_fs.cache.ownership import IDENTITY_FILE
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.verify import TreeCheck

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from s3ws_fs.cache.cache import IDENTITY_FILE, Cache, Identity
+from s3ws_fs.cache.cache import Cache, Identity
+from s3ws_fs.cache.ownership import IDENTITY_FILE
 from s3ws_fs.core import keys
 from s3ws_fs.core.errors import CacheError, ExitCode, FsError
 from s3ws_fs.core.records import InodeRec, MirrorRow, encode_location

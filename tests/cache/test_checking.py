@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from s3ws_fs.cache import engine
-from s3ws_fs.cache.cache import IDENTITY_FILE, LOCK_FILE, Cache, Identity, open_cache
+from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.cache.checking import Checked, check_cache
+from s3ws_fs.cache.ownership import IDENTITY_FILE, LOCK_FILE
 from s3ws_fs.cache.syncpoint import BOOT_FILE, SIDE_FILE, SLOT_BYTES, Slot, encode_slot
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.core import keys

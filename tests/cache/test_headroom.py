@@ -13,8 +13,9 @@ import xxhash
 
 from s3ws_fs.cache import cache as opening
 from s3ws_fs.cache import headroom
-from s3ws_fs.cache.cache import LOCK_FILE, Cache
+from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.headroom import LAST, OK, RESERVE_BYTES, RESERVE_FILE, SHORT, floor_bytes
+from s3ws_fs.cache.ownership import LOCK_FILE
 from s3ws_fs.cache.syncpoint import BOOT_FILE
 from s3ws_fs.cache.tables import DATA_DIR, ENGINE_LOCK_BYTES, ENGINE_LOCK_FILE
 from s3ws_fs.core import keys

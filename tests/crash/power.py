@@ -34,8 +34,9 @@ from typing import Any, Final
 from unittest import mock
 
 from s3ws_fs.cache import recovery, syncpoint
-from s3ws_fs.cache.cache import IDENTITY_FILE, Cache, Identity, open_cache
+from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.cache.checking import Checked, check_cache, check_records
+from s3ws_fs.cache.ownership import IDENTITY_FILE
 from s3ws_fs.cache.syncpoint import BOOT_FILE, SIDE_FILE, Pending
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, TABLES
 from s3ws_fs.core.errors import FsError

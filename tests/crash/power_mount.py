@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Final
 
 from s3ws_fs.cache import recovery, syncpoint
-from s3ws_fs.cache.cache import IDENTITY_FILE, Cache, Identity, open_cache
+from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.cache.checking import check_cache
+from s3ws_fs.cache.ownership import IDENTITY_FILE
 from s3ws_fs.cache.syncpoint import BOOT_FILE, SIDE_FILE
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.core.types import ROOT_INO

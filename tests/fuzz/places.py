@@ -25,9 +25,10 @@ import trio
 import xxhash
 
 from s3ws_fs.cache import recovery
-from s3ws_fs.cache.cache import IDENTITY_FILE, LOCK_FILE, Cache, Identity, open_cache
+from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.cache.checking import Checked, check_cache, check_records
 from s3ws_fs.cache.inspect import open_readonly
+from s3ws_fs.cache.ownership import IDENTITY_FILE, LOCK_FILE
 from s3ws_fs.cache.repair import repair_cache
 from s3ws_fs.cache.syncpoint import BOOT_FILE, SIDE_FILE, SLOT_BYTES
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, TABLES
