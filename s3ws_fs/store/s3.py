@@ -20,21 +20,17 @@ Called by the factory.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, Final
 
-from botocore.exceptions import ClientError
-
 from s3ws_fs.core.config import StoreConfig
 from s3ws_fs.core.errors import (
     ConflictError,
     NotFoundError,
     PermanentError,
-    StoreError,
     TransientError,
 )
 from s3ws_fs.store.base import (
@@ -53,8 +49,9 @@ from s3ws_fs.store.base import (
     check_self_copy,
 )
 from s3ws_fs.store.body import Body, Source
+from s3ws_fs.store.s3_answers import etag_of, fetched, if_match_of, require_etag, require_range
 from s3ws_fs.store.s3_client import RetryPolicy, Wire
-from s3ws_fs.store.s3_errors import NOT_S3, map_error
+from s3ws_fs.store.s3_lists import Pairs, delete_batch, list_items, list_page
 from s3ws_fs.store.s3_lost import is_md5_of, lost_copy, lost_put
 from s3ws_fs.store.s3_multipart import (
     COPY_BYTES_MAX,
@@ -64,9 +61,7 @@ from s3ws_fs.store.s3_multipart import (
     upload_parts,
 )
 
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII)
 _OF_HEAD: Final = ("ETag", "ContentLength", "LastModified")
-_Pairs = list[tuple[str, str | None]]
 _Failures = list[DeleteFailure]
 
 
@@ -97,7 +92,7 @@ class S3Store(ObjectStore):
         check_conditions("get", key, if_none_match=False, if_match=if_match)
         if length == 0:
             return self._empty_range(key, if_match)
-        arguments = {"Bucket": self._bucket, "Key": key, **_if_match(if_match)}
+        arguments = {"Bucket": self._bucket, "Key": key, **if_match_of(if_match)}
         if offset or length is not None:
             last = "" if length is None else str(offset + length - 1)
             arguments["Range"] = f"bytes={offset}-{last}"
@@ -107,7 +102,7 @@ class S3Store(ObjectStore):
             # Read here, inside the slot and the retries.
             with contextlib.closing(answer["Body"]) as body:
                 answer["Body"] = body.read()
-            _require_range(key, answer, offset, length)
+            require_range(key, answer, offset, length)
             return answer
 
         try:
@@ -116,7 +111,7 @@ class S3Store(ObjectStore):
             if exc.detail.startswith(("InvalidRange", "416")):
                 return self._empty_range(key, if_match)
             raise
-        return _fetched(answer, offset, length)
+        return fetched(answer, offset, length)
 
     def head(self, key: str, *, marker: bool = False) -> ObjectInfo:
         """See ObjectStore.head. `marker`: of the directory marker of that name."""
@@ -127,7 +122,7 @@ class S3Store(ObjectStore):
         return ObjectInfo(
             key,
             int(answer["ContentLength"]),
-            _etag(answer),
+            etag_of(answer),
             int(answer["LastModified"].timestamp() * 1e9),
             answer.get("ContentType", DEFAULT_CONTENT_TYPE),
             {name.lower(): value for name, value in answer.get("Metadata", {}).items()},
@@ -183,7 +178,7 @@ class S3Store(ObjectStore):
         except NotFoundError as exc:
             # AWS says 404 to If-Match on a key that is gone.
             raise ConflictError("put", key, "the object to replace is gone") from exc
-        etag = _etag(answer)
+        etag = etag_of(answer)
         return etag if source.size_bytes > limit else self._sure_etag(key, source, etag, was_ours)
 
     def copy(
@@ -211,7 +206,7 @@ class S3Store(ObjectStore):
                 source["CopySourceIfMatch"] = f'"{src_if_match}"'
             else:
                 info = self.head(src)
-                _require_etag("copy", src, info.etag, src_if_match)
+                require_etag("copy", src, info.etag, src_if_match)
         conditions = self._copy_conditions(dst, if_none_match, if_match)
         attributes: dict[str, Any] = {
             "ContentType": content_type or DEFAULT_CONTENT_TYPE,
@@ -229,8 +224,8 @@ class S3Store(ObjectStore):
             answer = copy_parts(
                 self._wire, self._limits, target, attributes, conditions, source, info.size_bytes
             )
-            return _etag(answer)
-        return _etag(answer["CopyObjectResult"])
+            return etag_of(answer)
+        return etag_of(answer["CopyObjectResult"])
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """See ObjectStore.delete."""
@@ -239,9 +234,9 @@ class S3Store(ObjectStore):
         arguments: dict[str, Any] = {"Bucket": self._bucket, "Key": key}
         try:
             if if_match is not None and self._conditional.delete_if_match:
-                arguments |= _if_match(if_match)
+                arguments |= if_match_of(if_match)
             elif if_match is not None:
-                _require_etag("delete", key, self.head(key).etag, if_match)
+                require_etag("delete", key, self.head(key).etag, if_match)
             self._wire.send("delete", key, partial(self._wire.client.delete_object, **arguments))
         except NotFoundError:
             return
@@ -253,7 +248,7 @@ class S3Store(ObjectStore):
 
     def delete_many(self, keys: Iterable[str | tuple[str, str]]) -> list[DeleteFailure]:
         """See ObjectStore.delete_many."""
-        pairs: _Pairs = [(item, None) if isinstance(item, str) else item for item in keys]
+        pairs: Pairs = [(item, None) if isinstance(item, str) else item for item in keys]
         for key, etag in pairs:
             check_key("delete", key)
             check_conditions("delete", key, if_none_match=False, if_match=etag)
@@ -263,43 +258,29 @@ class S3Store(ObjectStore):
             pairs = [pair for pair in pairs if pair[1] is None]
         remaining = iter(pairs)
         while batch := list(islice(remaining, DELETE_BATCH)):
-            failures += self._delete_batch(batch)
+            failures += delete_batch(self._wire, self._bucket, batch)
         return failures
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListEntry]:
         """See ObjectStore.list. botocore asks for url encoding and decodes, so keys round-trip."""
-        for item in self._list_items(prefix, start_after):
+        for item in list_items(self._wire, self._bucket, prefix, start_after):
             key = item["Key"]
             if not key.endswith("/") and key > start_after:
                 modified_ns = int(item["LastModified"].timestamp() * 1e9)
-                yield ListEntry(key, int(item["Size"]), _etag(item), modified_ns)
+                yield ListEntry(key, int(item["Size"]), etag_of(item), modified_ns)
 
     def markers(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See ObjectStore.markers."""
-        for item in self._list_items(prefix, ""):
+        for item in list_items(self._wire, self._bucket, prefix, ""):
             key = item["Key"]
             if key.endswith("/") and len(key) > len(prefix):
                 with contextlib.suppress(NotFoundError, PermanentError):
                     # What check_key refuses is no directory of ours.
                     yield replace(self.head(key.removesuffix("/"), marker=True), key=key)
 
-    def _list_items(self, prefix: str, start_after: str) -> Iterator[dict[str, Any]]:
-        arguments: dict[str, Any] = {"Bucket": self._bucket, "Prefix": prefix}
-        if start_after:
-            arguments["StartAfter"] = start_after
-        while True:
-            page = self._list_page(arguments)
-            yield from page.get("Contents", [])
-            if not page.get("IsTruncated"):
-                return
-            token = page.get("NextContinuationToken")
-            if not token or token == arguments.get("ContinuationToken"):
-                raise TransientError("list", prefix, "the server's listing does not go on")
-            arguments["ContinuationToken"] = token
-
     def check(self, prefix: str = "") -> None:
         """See ObjectStore.check: a listing of one key, so rights on the prefix are enough."""
-        self._list_page({"Bucket": self._bucket, "Prefix": prefix, "MaxKeys": 1})
+        list_page(self._wire, {"Bucket": self._bucket, "Prefix": prefix, "MaxKeys": 1})
 
     def abort_uploads(self, prefix: str, older_s: float) -> int:
         """See ObjectStore.abort_uploads."""
@@ -333,19 +314,7 @@ class S3Store(ObjectStore):
         if found is None:
             raise TransientError("put", key, "what stands there now is not what was sent")
         self._md5_etags = False
-        return _etag(found)
-
-    def _list_page(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        prefix = arguments["Prefix"]
-        request = partial(self._wire.client.list_objects_v2, **arguments)
-        try:
-            page: dict[str, Any] = self._wire.send("list", prefix, request)
-        except NotFoundError as exc:
-            raise PermanentError("list", prefix, "the endpoint has no such bucket") from exc
-        if "Name" not in page and "IsTruncated" not in page:
-            # Any HTML page parses as an empty listing: believed, it would be an empty bucket.
-            raise TransientError("list", prefix, NOT_S3)
-        return page
+        return etag_of(found)
 
     def _put_conditions(
         self, op: str, key: str, if_none_match: bool, if_match: str | None
@@ -358,7 +327,7 @@ class S3Store(ObjectStore):
             self._require_absent(op, key)
         elif if_match is not None:
             if self._conditional.put_if_match:
-                return _if_match(if_match)
+                return if_match_of(if_match)
             self._require_current(op, key, if_match)
         return {}
 
@@ -391,7 +360,7 @@ class S3Store(ObjectStore):
             found = self.head(key).etag
         except NotFoundError as exc:
             raise ConflictError(op, key, "the object to replace is gone") from exc
-        _require_etag(op, key, found, etag)
+        require_etag(op, key, found, etag)
 
     def _copy_whole(
         self,
@@ -427,10 +396,10 @@ class S3Store(ObjectStore):
     def _empty_range(self, key: str, if_match: str | None) -> Fetched:
         info = self.head(key)
         if if_match is not None:
-            _require_etag("get", key, info.etag, if_match)
+            require_etag("get", key, info.etag, if_match)
         return Fetched(b"", info.etag, info.size_bytes)
 
-    def _delete_singly(self, pairs: _Pairs) -> _Failures:
+    def _delete_singly(self, pairs: Pairs) -> _Failures:
         failures = []
         for key, etag in pairs:
             try:
@@ -438,66 +407,3 @@ class S3Store(ObjectStore):
             except (ConflictError, PermanentError) as exc:
                 failures.append(DeleteFailure(key, exc))
         return failures
-
-    def _delete_batch(self, batch: _Pairs) -> _Failures:
-        objects = [
-            {"Key": key} if etag is None else {"Key": key, "ETag": f'"{etag}"'}
-            for key, etag in batch
-        ]
-        request = partial(
-            self._wire.client.delete_objects,
-            Bucket=self._bucket,
-            Delete={"Objects": objects, "Quiet": True},
-        )
-        answer = self._wire.send("delete", f"{batch[0][0]} … ({len(batch)} keys)", request)
-        return [
-            DeleteFailure(item["Key"], error)
-            for item in answer.get("Errors", [])
-            if not isinstance(error := _delete_error(item), NotFoundError)
-        ]
-
-
-def _delete_error(item: Mapping[str, str]) -> StoreError:
-    answer: Any = {"Error": {"Code": item.get("Code", "?"), "Message": item.get("Message", "")}}
-    return map_error("delete", item["Key"], ClientError(answer, "DeleteObjects"))
-
-
-def _fetched(answer: dict[str, Any], offset: int, length: int | None) -> Fetched:
-    data: bytes = answer["Body"]
-    content_range = str(answer.get("ContentRange", ""))
-    if content_range:
-        return Fetched(data, _etag(answer), int(content_range.rpartition("/")[2]))
-    # A server that ignores Range sends everything.
-    end = None if length is None else offset + length
-    return Fetched(data[offset:end], _etag(answer), len(data))
-
-
-def _require_range(key: str, answer: Mapping[str, Any], offset: int, length: int | None) -> None:
-    """Raise TransientError unless the bytes are those that were asked for, as far as it shows."""
-    said = str(answer.get("ContentRange", ""))
-    if not said:
-        return
-    matched = _CONTENT_RANGE.fullmatch(said)
-    if matched is not None:
-        start, end, total = (int(text) for text in matched.groups())
-        last = total - 1 if length is None else min(offset + length, total) - 1
-        if (start, end) == (offset, last) and len(answer["Body"]) == end - start + 1:
-            return
-    raise TransientError("get", key, f"the answer is another range than asked for: {said[:100]}")
-
-
-def _etag(answer: Mapping[str, Any]) -> str:
-    # A gateway that compresses makes the ETag weak; the object behind it has the same one.
-    etag = str(answer.get("ETag", "")).removeprefix("W/").strip('"')
-    if not etag:
-        raise TransientError("read", "answer", NOT_S3)
-    return etag
-
-
-def _if_match(etag: str | None) -> dict[str, str]:
-    return {} if etag is None else {"IfMatch": f'"{etag}"'}
-
-
-def _require_etag(op: str, key: str, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise ConflictError(op, key, "the object has changed")
