@@ -31,7 +31,9 @@ from s3ws_fs.core.records import InodeRec, MirrorRow
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.fs.arrivals import Arriving
 from s3ws_fs.fs.filesystem import FileSystem
-from s3ws_fs.replica.outside import LEFT_MAX, Progress, arriving, fill
+from s3ws_fs.replica.base import Progress
+from s3ws_fs.replica.bringing import arriving, fill
+from s3ws_fs.replica.outside import LEFT_MAX
 from s3ws_fs.transfer.client import WorkerClient
 
 PROGRESS_EVERY: Final = 50

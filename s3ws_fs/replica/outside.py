@@ -24,19 +24,14 @@ import json
 import stat
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Final
 
-import xxhash
-
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.tx import Tx
-from s3ws_fs.cache.view import View
-from s3ws_fs.core import failpoints, keys
-from s3ws_fs.core.errors import ConflictError, FsError
-from s3ws_fs.core.limits import SYMLINK_BYTES_MAX
+from s3ws_fs.core import failpoints
+from s3ws_fs.core.errors import FsError
 from s3ws_fs.core.mirrorplan import NO_HASH, TAKEN_OVER, UNKNOWN_DATA
 from s3ws_fs.core.outside import (
     BUCKET_WINS,
@@ -46,41 +41,31 @@ from s3ws_fs.core.outside import (
     copy_names,
     workspace_path,
 )
-from s3ws_fs.core.records import InodeRec, MirrorRow, decode_mirror
-from s3ws_fs.core.types import ROOT_INO, Outdated
+from s3ws_fs.core.records import InodeRec, MirrorRow
+from s3ws_fs.core.types import Outdated
 from s3ws_fs.fs.arrivals import Arriving, Placed
 from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.replica.bringing import fetch
+from s3ws_fs.replica.places import (
+    Place,
+    is_extent,
+    is_mirrored,
+    mirror_rows,
+    place_of,
+    shown,
+)
 from s3ws_fs.transfer.client import WorkerClient
 from s3ws_fs.transfer.outside import NO_PATH
 
 COPIES_OF_ONE_PATH_MAX: Final = 20
 EVENTS_MAX: Final = 100
 LEFT_MAX: Final = 1000
-DEFAULT_MODE: Final = stat.S_IFREG | 0o644
 ALL_GONE_MIN: Final = 2
 """With bucket-wins: that many mirrored files, all gone at once, are an accident, not a wish."""
 META_EVENTS: Final = b"outside"
 
-Progress = Callable[[dict[str, Any]], None]
-
 _AGAIN: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR})
 _FULL: Final = frozenset({errno.EDQUOT, errno.ENOSPC, errno.EMLINK, errno.ENAMETOOLONG})
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A path as it is now. `parent` None: a directory above is missing."""
-
-    names: list[bytes]
-    parent: InodeRec
-    rec: InodeRec | None
-    row: MirrorRow | None
-    is_whole: bool
-    blocked: str = ""
-
-    @property
-    def name(self) -> bytes:
-        return self.names[-1]
 
 
 class OutsideChanges:
@@ -137,7 +122,7 @@ class OutsideChanges:
         if path is None:
             return self.leave(found.path, NO_PATH)
         with self._cache.read() as view:
-            place = _place(view, found.path, path)
+            place = place_of(view, found.path, path)
         if not found.etag:
             return await self._deleted(found, place, is_accident)
         row = place.row
@@ -168,7 +153,7 @@ class OutsideChanges:
 
     # --- objects that stand there ----------------------------------------------------------
 
-    async def _take_in(self, found: Found, place: _Place) -> bool:
+    async def _take_in(self, found: Found, place: Place) -> bool:
         why = self._fs.room_for(found.size_bytes)
         if not why and self._copies[found.path] >= COPIES_OF_ONE_PATH_MAX:
             why = f"changed outside again and again: {COPIES_OF_ONE_PATH_MAX} versions were kept"
@@ -176,7 +161,7 @@ class OutsideChanges:
             if place.rec is not None:
                 self._cache.add_mirror_todo([place.rec.ino], self._cache.generation)
             return self.leave(found.path, why)
-        fetched = await self._fetch(found, place)
+        fetched = await fetch(self._worker, self._fs, found, place)
         if fetched is None:
             return self.leave(found.path, "it changed while it was read; seen to next time")
         ino, wanted, digest = fetched
@@ -203,7 +188,7 @@ class OutsideChanges:
         return True
 
     async def _add(
-        self, found: Found, place: _Place, ino: int, wanted: Arriving, digest: bytes
+        self, found: Found, place: Place, ino: int, wanted: Arriving, digest: bytes
     ) -> Placed:
         parent, made = self._fs.directory_for(place.names[:-1])
         if made.names:
@@ -216,7 +201,7 @@ class OutsideChanges:
                 row = MirrorRow(found.path.encode(), rec.ino, 0, rec.data_gen, found.etag, digest)
             else:
                 # Meanwhile a program made a file of that name.
-                event["copy"] = _shown(place, rec.name)
+                event["copy"] = shown(place, rec.name)
                 row = MirrorRow(
                     found.path.encode(), there or rec.ino, 0, UNKNOWN_DATA, found.etag, TAKEN_OVER
                 )
@@ -227,7 +212,7 @@ class OutsideChanges:
         return self._fs.place_beside(ino, wanted, parent, names, notes)
 
     def _copy(
-        self, found: Found, place: _Place, ours: InodeRec, ino: int, wanted: Arriving
+        self, found: Found, place: Place, ours: InodeRec, ino: int, wanted: Arriving
     ) -> Placed:
         def notes(tx: Tx, rec: InodeRec) -> None:
             # Deleted meanwhile: then it is deleted there too, for the copy is made.
@@ -236,7 +221,7 @@ class OutsideChanges:
                 MirrorRow(found.path.encode(), there, 0, UNKNOWN_DATA, found.etag, TAKEN_OVER)
             )
             event = self._event(found.path, "changed outside; kept as a copy")
-            event["copy"] = _shown(place, rec.name)
+            event["copy"] = shown(place, rec.name)
             self._remember(event, tx)
 
         names = copy_names(place.name, found.modified_ns)
@@ -245,14 +230,14 @@ class OutsideChanges:
     def _replace(
         self,
         found: Found,
-        place: _Place,
+        place: Place,
         ours: InodeRec,
         ino: int,
         wanted: Arriving,
         digest: bytes,
     ) -> Placed:
         with self._cache.read() as view:
-            is_shown = _is_mirrored(view, place.row, ours.ino)
+            is_shown = is_mirrored(view, place.row, ours.ino)
         kept: list[bytes] = []
 
         def names() -> Iterable[bytes]:
@@ -266,14 +251,14 @@ class OutsideChanges:
             )
             event = self._event(found.path, "changed outside; taken over by bucket-wins")
             if kept:
-                event["copy"] = _shown(place, kept[-1])
+                event["copy"] = shown(place, kept[-1])
             self._remember(event, tx)
 
         keep_as = None if is_shown else names()
         return self._fs.place_at(ino, wanted, place.parent.ino, place.name, notes, keep_as=keep_as)
 
     def _same(
-        self, found: Found, place: _Place, ours: InodeRec, ino: int, digest: bytes
+        self, found: Found, place: Place, ours: InodeRec, ino: int, digest: bytes
     ) -> MirrorRow | None:
         """A row for the object when its bytes are ours: those of the file, or those we last put."""
         text = found.path.encode()
@@ -296,54 +281,8 @@ class OutsideChanges:
             held = set(view.extent_indexes(ours.ino))
             held.update(index for index, _ in view.chunks(ours.ino))
             return held == set(view.extent_indexes(ino)) and all(
-                _is_extent(view, ours.ino, index, data) for index, data in view.extents(ino)
+                is_extent(view, ours.ino, index, data) for index, data in view.extents(ino)
             )
-
-    async def _fetch(self, found: Found, place: _Place) -> tuple[int, Arriving, bytes] | None:
-        """The object's bytes in a new file without a name; None when it is another one by now."""
-        wanted = arriving(found, place.rec, place.parent)
-        state = xxhash.xxh3_128()
-        if stat.S_ISLNK(wanted.mode):
-            target = bytearray()
-
-            async def on_target(part: dict[str, Any], payload: memoryview) -> None:
-                target.extend(payload)
-
-            if not await self._ask(found, on_target):
-                return None
-            state.update(target)
-            return self._fs.begin_arrival(wanted, bytes(target)), wanted, state.digest()
-        ino = self._fs.begin_arrival(wanted)
-        offset = 0
-
-        async def on_part(part: dict[str, Any], payload: memoryview) -> None:
-            nonlocal offset
-            state.update(payload)
-            fill(self._fs, ino, offset, payload)
-            offset += len(payload)
-
-        is_whole = False
-        try:
-            is_whole = await self._ask(found, on_part)
-        finally:
-            if not is_whole:
-                self._fs.drop_arrival(ino)
-        return (ino, wanted, state.digest()) if is_whole else None
-
-    async def _ask(
-        self, found: Found, on_part: Callable[[dict[str, Any], memoryview], Awaitable[None]]
-    ) -> bool:
-        try:
-            await self._worker.ask(
-                "fetch-outside",
-                on_part,
-                path=found.path,
-                etag=found.etag,
-                size_bytes=found.size_bytes,
-            )
-        except ConflictError:
-            return False
-        return True
 
     # --- objects that are gone -------------------------------------------------------------
 
@@ -354,10 +293,10 @@ class OutsideChanges:
             if gone < ALL_GONE_MIN or gone * 2 < rows:
                 return False
             # Rows of directories have no object.
-            dirs = sum(1 for row in _rows(view) if row.path.endswith(b"/"))
+            dirs = sum(1 for row in mirror_rows(view) if row.path.endswith(b"/"))
         return gone >= rows - dirs
 
-    async def _deleted(self, found: Found, place: _Place, is_accident: bool) -> bool:
+    async def _deleted(self, found: Found, place: Place, is_accident: bool) -> bool:
         row, rec = place.row, place.rec
         if row is None:
             return True
@@ -366,7 +305,7 @@ class OutsideChanges:
                 self.policy == BUCKET_WINS
                 and rec is not None
                 and not is_accident
-                and _is_mirrored(view, row, rec.ino)
+                and is_mirrored(view, row, rec.ino)
             )
         if obeys and rec is not None:
             outdated = Outdated(((place.parent.ino, place.name),), (place.parent.ino, rec.ino))
@@ -404,76 +343,3 @@ class OutsideChanges:
         else:
             tx.put_meta(META_EVENTS, json.dumps(noted).encode())
         self.events, self.count = events, self.count + 1
-
-
-def fill(fs: FileSystem, ino: int, offset: int, payload: memoryview) -> None:
-    """Write a piece of a file that arrives. Raises FsError."""
-    if len(payload) and fs.write(ino, offset, payload) != len(payload):
-        raise FsError(errno.EDQUOT, "the quota is reached")
-
-
-def arriving(found: Found, ours: InodeRec | None, parent: InodeRec) -> Arriving:
-    """The attributes of an object's file: what it says, else those of our file or directory."""
-    said = found.wishes
-    like = ours if ours is not None and stat.S_ISREG(ours.mode) else None
-    mode = DEFAULT_MODE if like is None else stat.S_IFREG | (like.mode & 0o777)
-    if said.mode is not None:
-        is_link = stat.S_ISLNK(said.mode) and 0 < found.size_bytes <= SYMLINK_BYTES_MAX
-        # No other type: what makes a device, or nobody can read, is no business of strangers.
-        mode = stat.S_IFLNK | 0o777 if is_link else stat.S_IFREG | stat.S_IMODE(said.mode)
-    owner = like or parent
-    return Arriving(
-        mode,
-        owner.uid if said.uid is None else said.uid,
-        owner.gid if said.gid is None else said.gid,
-        found.modified_ns if said.mtime_ns is None else said.mtime_ns,
-    )
-
-
-def _place(view: View, text: str, path: bytes) -> _Place:
-    names = path.split(b"/")
-    row = view.mirror_at(text.encode())
-    above = view.inode(ROOT_INO)
-    assert above is not None
-    for name in names[:-1]:
-        found = view.dentry(above.ino, name)
-        if found is None:
-            return _Place(names, above, None, row, False)
-        rec = view.inode(found)
-        assert rec is not None
-        if not rec.is_dir:
-            why = f"{name!a} is a file in the workspace, and a directory in its key"
-            return _Place(names, above, None, row, False, why)
-        above = rec
-    found = view.dentry(above.ino, names[-1])
-    rec = None if found is None else view.inode(found)
-    why = "a directory stands there in the workspace" if rec is not None and rec.is_dir else ""
-    return _Place(names, above, rec, row, True, why)
-
-
-def _is_mirrored(view: View, row: MirrorRow | None, ino: int) -> bool:
-    """Whether the bucket showed exactly this file, as it is now, at the row's path."""
-    rec, key = view.inode(ino), keys.pack_u64(ino)
-    if row is None or rec is None or row.ino != ino or row.hash in (NO_HASH, TAKEN_OVER):
-        return False
-    if view.is_dirty(keys.T_INODES, key) or view.txn.get(key, db=view.db.mtodo) is not None:
-        return False
-    return row.data_gen == rec.data_gen
-
-
-def _is_extent(view: View, ino: int, index: int, data: bytes) -> bool:
-    held = view.extent(ino, index)
-    if held is not None:
-        return held == data
-    where = view.chunk(ino, index)
-    return where is not None and where.digest == xxhash.xxh3_128_digest(data)
-
-
-def _rows(view: View) -> Iterable[MirrorRow]:
-    with view.txn.cursor(db=view.db.mirror) as cursor:
-        for _, raw in cursor:
-            yield decode_mirror(raw)
-
-
-def _shown(place: _Place, name: bytes) -> str:
-    return b"/".join((*place.names[:-1], name)).decode("utf-8", "surrogateescape")
