@@ -31,7 +31,6 @@ Called by the daemon, which passes in what lies above this layer: `fetch` and `w
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
@@ -41,7 +40,7 @@ import pyfuse3
 import trio
 
 from s3ws_fs.core import acl
-from s3ws_fs.core.errors import FormatError, FsError, GoneError, StoreError
+from s3ws_fs.core.errors import FsError, GoneError
 from s3ws_fs.core.types import Attr, Cred, NeedExtents
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse.caller import keeps_setgid
@@ -55,14 +54,7 @@ from s3ws_fs.fuse.translate import (
     awaiting,
     creating,
 )
-
-log = logging.getLogger(__name__)
-
-FETCH_ROUNDS_MAX: Final = 8
-"""How often one request fetches before it gives up: changing files need more than once."""
-
-FETCH_DEADLINE_S: Final = 60.0
-"""How long one fetch may take. Longer, and the reader gets EIO instead of hanging."""
+from s3ws_fs.fuse.waiting import FETCH_DEADLINE_S, FETCH_ROUNDS_MAX, Fetch, Waiting
 
 COOKIE_DOT: Final = 1
 COOKIE_DOTDOT: Final = 2
@@ -75,18 +67,11 @@ READDIR_BATCH_MAX: Final = 256
 the kernel gives a page for it, about 200 when it gives as much as the program did (newer ones).
 """
 
-FORGET_POLLS_MAX: Final = 50
-FORGET_POLL_S: Final = 0.001
-"""How long a refused change waits for the kernel to let go of what was deleted before. In turns of
-the loop, not by the clock: on a busy machine the FORGET is there, and not yet read."""
-
 REWRITTEN_MAX: Final = 100_000
 """Inodes remembered whose pages may be old; with more, those of all files may."""
 
 ROOM_TRIES_MAX: Final = 3
 """How often one write has room made for it: others may take it meanwhile."""
-
-Fetch = Callable[[NeedExtents], Awaitable[None]]
 
 
 _CREATE, _MKNOD, _MKDIR, _SYMLINK, _LINK, _UNLINK, _RMDIR, _RENAME, _SETATTR = range(1, SETXATTR)
@@ -135,10 +120,8 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self.faults = Faults(gone_errno=errno.ESTALE if is_following else errno.ENOENT)
         self._fs = fs
-        self._fetch = fetch
-        self._fetch_deadline_s = fetch_deadline_s
+        self._waiting = Waiting(fs, fetch, make_room, fetch_deadline_s)
         self._wait_durable = wait_durable
-        self._make_room = make_room
         self._settled = settled
         self._is_following = is_following
         self._on_access = on_access
@@ -172,45 +155,15 @@ class Operations(pyfuse3.Operations):
     def _keeps_pages(self, inode: int) -> bool:
         return self._rewritten is not None and inode not in self._rewritten
 
+    async def has_room_now(self, exc: FsError) -> bool:
+        """See Waiting.has_room_now; `creating` asks for it."""
+        return await self._waiting.has_room_now(exc)
+
     def _changing(self) -> None:
         if self._is_following:
             raise FsError(errno.EROFS)
         if self._refusing:
             raise FsError(errno.EIO, "the workspace is being unmounted")
-
-    async def _warm(self, need: NeedExtents, rounds: int) -> None:
-        """Fetch what a call asked for. Raises FsError(EIO) when it can't be had in time."""
-        if rounds >= FETCH_ROUNDS_MAX:
-            raise FsError(errno.EIO, f"inode {need.ino} kept changing during {rounds} fetches")
-        try:
-            with trio.fail_after(self._fetch_deadline_s):
-                await self._fetch(need)
-        except trio.TooSlowError:
-            log.warning("fetch for inode %d took over %.0f s", need.ino, self._fetch_deadline_s)
-            raise FsError(errno.EIO, "the object store did not answer in time") from None
-        except FsError as exc:
-            if not await self.has_room_now(exc):
-                raise FsError(errno.EIO, str(exc)) from exc
-        except (StoreError, FormatError) as exc:
-            log.warning("fetch for inode %d failed: %s", need.ino, exc)
-            raise FsError(errno.EIO, str(exc)) from exc
-
-    async def has_room_now(self, exc: FsError) -> bool:
-        """After this error: whether room was made, so that trying again makes sense.
-
-        What was deleted just now may be waiting for the kernel's FORGET, which comes after the
-        reply, and is then read like any request: it is given a moment.
-        """
-        if exc.errno not in (errno.EDQUOT, errno.ENOSPC):
-            return False
-        for _ in range(FORGET_POLLS_MAX):
-            if not self._fs.awaits_forget():
-                break
-            await trio.sleep(FORGET_POLL_S)
-        dropped = self._fs.reap()
-        if exc.errno == errno.EDQUOT:
-            return dropped
-        return self._make_room is not None and await self._make_room()
 
     # --- names ---------------------------------------------------------------------------------
 
@@ -355,8 +308,8 @@ class Operations(pyfuse3.Operations):
             result = self._fs.setattr(inode, **wanted)
             if isinstance(result, Attr):
                 return self._to.entry(result)
-            await self._warm(result, rounds)
-        raise AssertionError("unreachable: _warm raises after the last round")
+            await self._waiting.warm(result, rounds)
+        raise AssertionError("unreachable: warm raises after the last round")
 
     @atomic
     def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
@@ -437,8 +390,8 @@ class Operations(pyfuse3.Operations):
             result = self._fs.read(fh, off, size)
             if not isinstance(result, NeedExtents):
                 return result
-            await self._warm(result, rounds)
-        raise AssertionError("unreachable: _warm raises after the last round")
+            await self._waiting.warm(result, rounds)
+        raise AssertionError("unreachable: warm raises after the last round")
 
     @awaiting
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -456,8 +409,8 @@ class Operations(pyfuse3.Operations):
                 continue
             if not isinstance(result, NeedExtents):
                 return result
-            await self._warm(result, rounds)
-        raise AssertionError("unreachable: _warm raises after the last round")
+            await self._waiting.warm(result, rounds)
+        raise AssertionError("unreachable: warm raises after the last round")
 
     @atomic
     def flush(self, fh: int) -> None:

@@ -15,7 +15,8 @@ from s3ws_fs.core.errors import FsError, GoneError, PermanentError, TransientErr
 from s3ws_fs.core.types import Attr, Location, NeedExtents
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse import operations as operations_module
-from s3ws_fs.fuse.operations import FETCH_ROUNDS_MAX, Operations
+from s3ws_fs.fuse.operations import Operations
+from s3ws_fs.fuse.waiting import FETCH_DEADLINE_S, FETCH_ROUNDS_MAX
 
 NEED = NeedExtents(7, ((0, Location(1, 0, 5, b"\0" * 16)),))
 ATTR = Attr(7, 0o100644, 0, 0, 1, 0, 5, 8, 1, 2, 3)
@@ -96,7 +97,7 @@ async def test_a_fetch_that_hangs_ends_in_eio(autojump_clock: trio.testing.MockC
     with pytest.raises(pyfuse3.FUSEError) as caught:
         await _operations(ColdFs(1), hang).read(7, 0, 5)
     assert caught.value.errno == errno.EIO
-    assert trio.current_time() - start == operations_module.FETCH_DEADLINE_S
+    assert trio.current_time() - start == FETCH_DEADLINE_S
 
 
 @pytest.mark.parametrize(
