@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from s3ws_fs.core import config as limits
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.core.retention import Limits
 from s3ws_fs.settings import OPTIONS, Settings
 from s3ws_fs.settings.sources import parse_bool, parse_id_map
 
@@ -76,6 +77,17 @@ def test_read_only_and_how_often_it_looks() -> None:
     for wrong in ("0.05", "700000", "often"):
         with pytest.raises(UserError, match="WORKSPACE_FOLLOW_INTERVAL"):
             load(WORKSPACE_FOLLOW_INTERVAL=wrong)
+
+
+def test_how_much_history_is_kept() -> None:
+    assert load().mount_config("/mnt/w").history_limits == Limits(24, 2048 << 20, 30)
+    config = load(
+        WORKSPACE_HISTORY_HOURS="0.5", WORKSPACE_HISTORY_MAX_MB="0", WORKSPACE_SNAPSHOT_DAYS="7"
+    ).mount_config("/mnt/w")
+    assert config.history_limits == Limits(0.5, 0, 7)
+    for name in ("HISTORY_HOURS", "HISTORY_MAX_MB", "SNAPSHOT_DAYS"):
+        with pytest.raises(UserError, match=name):
+            load(**{f"WORKSPACE_{name}": "-1"})
 
 
 def test_precedence() -> None:

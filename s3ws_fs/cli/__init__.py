@@ -22,6 +22,7 @@ import s3ws_fs
 from s3ws_fs.cli.check import check
 from s3ws_fs.cli.commands import ls, status, sync, version
 from s3ws_fs.cli.git import git
+from s3ws_fs.cli.history import snapshot, snapshots, turn
 from s3ws_fs.cli.look import cat, diff, log
 from s3ws_fs.cli.mounting import mount, restart, umount
 from s3ws_fs.cli.report import report_unexpected, report_user_error
@@ -66,7 +67,7 @@ def cli() -> None:
 for _command in (mount, umount, restart, status, sync, ls, check, rescue, version):
     cli.add_command(_command)
 cli.add_command(git)
-for _command in (diff, log, cat):
+for _command in (snapshot, snapshots, turn, diff, log, cat):
     cli.add_command(_command)
 
 

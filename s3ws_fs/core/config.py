@@ -27,6 +27,7 @@ from s3ws_fs.core.errors import ExitCode, FormatError, UserError
 from s3ws_fs.core.ids import canonical_id, canonical_root_prefix
 from s3ws_fs.core.lease import LEASE_S, LEASE_S_MAX, LEASE_S_MIN
 from s3ws_fs.core.outside import KEEP_BOTH, POLICIES
+from s3ws_fs.core.retention import HISTORY_HOURS, HISTORY_MAX_BYTES, SNAPSHOT_DAYS, Limits
 
 StoreType = Literal["s3", "local"]
 AddressingStyle = Literal["auto", "path", "virtual"]
@@ -43,6 +44,8 @@ INTERVAL_S_MAX: Final = 7 * 24 * 3600.0
 FOLLOW_INTERVAL_S_MIN: Final = 0.1
 SIZE_BYTES_MIN: Final = 1 << 20
 SIZE_BYTES_MAX: Final = 1 << 44
+HISTORY_HOURS_MAX: Final = 10 * 366 * 24.0
+SNAPSHOT_DAYS_MAX: Final = 100 * 366.0
 INODES_MIN: Final = 16
 INODES_MAX: Final = 1 << 32
 ADAPTIVE_WAIT_US_MAX: Final = 10_000
@@ -174,6 +177,9 @@ class MountConfig:
     read_only: bool = False
     follow_interval_s: float = 2.0
     outside_changes: str = KEEP_BOTH
+    history_hours: float = HISTORY_HOURS
+    history_max_bytes: int = HISTORY_MAX_BYTES
+    snapshot_days: float = SNAPSHOT_DAYS
 
     def __post_init__(self) -> None:
         for name in ("mountpoint", "cache_dir", "runtime_dir"):
@@ -192,6 +198,9 @@ class MountConfig:
         _in_range(
             "follow_interval_s", self.follow_interval_s, FOLLOW_INTERVAL_S_MIN, INTERVAL_S_MAX
         )
+        _in_range("history_hours", self.history_hours, 0.0, HISTORY_HOURS_MAX)
+        _in_range("history_max_bytes", self.history_max_bytes, 0, SIZE_BYTES_MAX)
+        _in_range("snapshot_days", self.snapshot_days, 0.0, SNAPSHOT_DAYS_MAX)
         _in_range("root_uid", self.root_uid, 0, ID_MAX)
         _in_range("root_gid", self.root_gid, 0, ID_MAX)
         _in_range("root_mode", self.root_mode, 0, 0o7777)
@@ -211,6 +220,11 @@ class MountConfig:
         ):
             if path is not None and f"{path.rstrip('/')}/".startswith(own):
                 raise _bad(f"{name} is {path!a}, which is inside the mount point.")
+
+    @property
+    def history_limits(self) -> Limits:
+        """How much history is kept."""
+        return Limits(self.history_hours, self.history_max_bytes, self.snapshot_days)
 
     @property
     def workspace_cache_dir(self) -> str:

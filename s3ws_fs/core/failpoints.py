@@ -167,13 +167,41 @@ CHECKPOINT_AFTER: Final = _point(
     "checkpoint.after",
     "Old and new checkpoint stand, and both ways of restoring give the same.",
 )
+HISTORY_BEFORE: Final = _point(
+    "history.before",
+    "It is decided what of history goes, and all of it stands; history.json says so.",
+)
+HISTORY_AFTER: Final = _point(
+    "history.after",
+    "history.json says from where on every point is kept; what is before it stands still, and is "
+    "no longer shown.",
+)
+SNAP_EXPIRED: Final = _point(
+    "snap.expired",
+    "Automatic snapshots that are too old or too large are gone; what only they needed stands.",
+)
 GARBAGE_BATCH: Final = _point(
     "garbage.batch",
-    "Some garbage is gone; whatever the newest checkpoint and the segments above it name stands.",
+    "Some garbage is gone; whatever the newest state, a kept point or a snapshot needs stands.",
 )
 GARBAGE_AFTER: Final = _point(
     "garbage.after",
-    "All garbage is gone; whatever the newest checkpoint and the segments above it name stands.",
+    "All garbage is gone; whatever the newest state, a kept point or a snapshot needs stands.",
+)
+
+# --- snapshots (transfer/snaps.py) -----------------------------------------------------------
+
+SNAP_BEFORE: Final = _point(
+    "snap.before",
+    "Everything up to the point is sealed; there is no snapshot of it.",
+)
+SNAP_AFTER: Final = _point(
+    "snap.after",
+    "The snapshot stands, and whoever asked for it was not told.",
+)
+SNAP_DROPPED: Final = _point(
+    "snap.dropped",
+    "The snapshot is gone; what only it needed stands until garbage is collected.",
 )
 
 # --- the mirror (transfer/mirror.py, reconcile.py, replica/flusher.py) -----------------------

@@ -1,7 +1,8 @@
 """One cycle: verify, learn what others did to the mirror, flush, then the mirror behind it.
 
 Invariants
-1. The mirror never holds up a seal: when a flush is due, the pass is ended early and goes on later.
+1. The mirror never holds up a seal: when a flush is due, or somebody waits for a snapshot, the pass
+   is ended early and goes on later.
 2. While the writer before may still change the mirror (the quiet time), only seals are made.
 3. What somebody else did is looked at only by who is sure to be the writer still: a stale one must
    not take the new one's doings for somebody else's.
@@ -26,6 +27,7 @@ from s3ws_fs.replica.base import Progress
 from s3ws_fs.replica.flusher import Flusher, Pass
 from s3ws_fs.replica.lease import LeaseKeeper
 from s3ws_fs.replica.outside import OutsideChanges
+from s3ws_fs.replica.position import Sealed
 from s3ws_fs.replica.schedule import Schedule
 from s3ws_fs.transfer.objects import LATE
 from s3ws_fs.transfer.wire import FencedError
@@ -178,7 +180,8 @@ class Cycle:
 
         result: Pass | S3wsError
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stop_when_due)
+            for wait in (self._schedule.wait_changes_due, self._schedule.wait_hurry):
+                nursery.start_soon(self._stop_after, wait)
             try:
                 result = await self._flusher.mirror(flush_id, written)
             except S3wsError as exc:
@@ -189,8 +192,34 @@ class Cycle:
             return result
         return await self._settle() or result.error
 
-    async def _stop_when_due(self) -> None:
-        await self._schedule.wait_changes_due()
+    async def seal(self) -> Sealed:
+        """Seal what is there, and leave the mirror to a later cycle; returns the newest segment.
+
+        With nothing to seal, of a bucket that is known, no request is made. Raises as a flush does.
+        """
+        with self._cache.read() as view:
+            is_sealed = view.dirty_count() == 0
+        known = self._flusher.sealed
+        if is_sealed and known is not None and known.number:
+            return known
+        oldest_s = self._schedule.begin()
+        try:
+            await self._verify()
+            await self._flusher.flush(mirror=False)
+        except BaseException:
+            self._schedule.give_back(oldest_s)
+            raise
+        finally:
+            # The service may wait for a change, and the mirror is behind by now.
+            self._schedule.wake()
+        self._lease.used()
+        await self._flusher.drop()
+        sealed = self._flusher.sealed
+        assert sealed is not None
+        return sealed
+
+    async def _stop_after(self, wait: Callable[[], Awaitable[None]]) -> None:
+        await wait()
         # A worker that died meanwhile is told by the pass itself.
         with contextlib.suppress(S3wsError):
             await self._flusher.stop_mirror()

@@ -96,6 +96,10 @@ class Flusher:
         self.missed: list[str] = []
         """Mirror paths at which our objects were gone, in the last pass."""
         self.checkpoint_error: str | None = None
+        self.garbage_error: str | None = None
+        """Why the last collection of garbage removed nothing; nothing depends on it but space."""
+        self.history_from = 0
+        """The number from which on all points are kept, as the last collection left it."""
 
     def load(self) -> None:
         """Take over what the cache remembers (after prepare)."""
@@ -109,15 +113,21 @@ class Flusher:
             # It only tells a person; the next mirror pass notes it anew.
             self.unmirrored = {}
 
-    async def flush(self) -> tuple[str, bool]:
+    @property
+    def sealed(self) -> Sealed | None:
+        """The newest segment, while it is known that it is ours and the newest."""
+        return self._sealed
+
+    async def flush(self, *, mirror: bool = True) -> tuple[str, bool]:
         """Freeze and seal what is dirty; returns the flush's id and whether the mirror has work.
 
+        Without `mirror` no pass follows, and nothing is planned for one.
         Raises StoreError, FormatError, FencedError, FsError; then nothing was forgotten.
         """
         if self.fenced is not None:
             raise self.fenced
         try:
-            return await self._flush()
+            return await self._flush(mirror)
         except wire.FencedError as exc:
             self.fence(exc)
             raise
@@ -137,7 +147,7 @@ class Flusher:
             self.fenced_s = trio.current_time()
         self._sealed = None
 
-    async def _flush(self) -> tuple[str, bool]:
+    async def _flush(self, mirror: bool) -> tuple[str, bool]:
         if not self._cache.restore_complete:
             # Never met: prepare refuses or makes it whole. The last lock on the door.
             raise CacheError("the cache holds no whole workspace: nothing is pushed from it")
@@ -163,6 +173,7 @@ class Flusher:
             "checkpoint": due,
             "prefix_bytes": len(self._config.workspace.prefix),
             "epoch": self._epoch(),
+            "mirror": mirror,
         }
         frozen = await self._worker.ask("freeze", freeze=ask)
         generation = frozen["generation"]
@@ -224,11 +235,14 @@ class Flusher:
     async def _checkpoint(self, flush_id: str) -> None:
         """Put the checkpoint; after a failure a later flush makes one, nothing depends on it."""
         try:
-            await self._worker.ask("checkpoint", flush_id=flush_id)
+            limits = self._config.history_limits.to_json()
+            done = await self._worker.ask("checkpoint", flush_id=flush_id, history=limits)
         except S3wsError as exc:
             self.checkpoint_error = str(exc)
         else:
             self.checkpoint_error = None
+            self.garbage_error = done["garbage_error"] or None
+            self.history_from = done["kept_from"] or self.history_from
             self._segments = 0
             self._segment_bytes = 0
             if self._cache.get_json(position.CHECKPOINT_DUE):

@@ -383,6 +383,7 @@ class Follower(Replica):
                 "next_due_s": None,
                 "last_sealed_age_s": None,
                 "checkpoint_error": None,
+                "garbage_error": None,
             },
             "mirror": {"pending_files": 0, "unmirrored": [], "conflicts": []},
             "follow": self._follow_status(now_s),

@@ -39,6 +39,7 @@ from s3ws_fs.replica.importing import Import
 from s3ws_fs.replica.lease import LeaseKeeper
 from s3ws_fs.replica.outside import OutsideChanges
 from s3ws_fs.replica.schedule import Schedule
+from s3ws_fs.replica.snapshots import Snapshots
 from s3ws_fs.transfer.client import Start, start_process
 from s3ws_fs.transfer.deadline import boot_s
 from s3ws_fs.transfer.wire import FencedError
@@ -91,6 +92,15 @@ class Replicator(Replica):
         """A change was committed. Called once a change: no layer of calls is put around it."""
         self._cycle = Cycle(cache, self._flusher, self._lease, self._schedule, self._verify)
         self._cycle_lock = trio.Lock()
+        self.history = Snapshots(
+            cache,
+            self.worker,
+            self._cycle,
+            self._schedule,
+            self._cycle_lock,
+            judge=self._judge,
+            is_paused=lambda: self._paused,
+        )
         self._health = Health(
             "flushing failed, it will be tried again", "the bucket is in step again"
         )
@@ -292,6 +302,11 @@ class Replicator(Replica):
             "outside": report.outside(self._outside),
         }
 
+    async def snapshot(self, kind: str, name: str) -> dict[str, Any]:
+        """Take a snapshot of what is there now (see Snapshots.take). Raises UserError."""
+        async with self.history.still():
+            return await self.history.take(kind, name)
+
     async def _asked_cycle(self, progress: Progress) -> Exception | None:
         try:
             error = await self._cycle.run(progress)
@@ -376,6 +391,7 @@ class Replicator(Replica):
             "next_due_s": None if due_s is None else round(due_s, 3),
             "last_sealed_age_s": None if last_s is None else round(now_s - last_s, 3),
             "checkpoint_error": flusher.checkpoint_error,
+            "garbage_error": flusher.garbage_error,
         }
 
     def _health_status(self, now_s: float) -> dict[str, Any]:

@@ -11,7 +11,8 @@ Called by replicator and cycle.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -31,6 +32,8 @@ class Schedule:
         self._changed = trio.Event()
         self._pending = 0
         self._pending_since_s = 0.0
+        self._hurrying = 0
+        self._hurry = trio.Event()
         self.next_try_s = 0.0
         """No cycle begins by itself before it."""
 
@@ -110,6 +113,22 @@ class Schedule:
                 await trio.sleep(due_s - now_s)
             else:
                 return
+
+    @contextmanager
+    def hurrying(self) -> Iterator[None]:
+        """Whoever is in the block waits for the cycle under way: its mirror pass ends early."""
+        self._hurrying += 1
+        self._hurry.set()
+        try:
+            yield
+        finally:
+            self._hurrying -= 1
+            if not self._hurrying:
+                self._hurry = trio.Event()
+
+    async def wait_hurry(self) -> None:
+        """Until somebody waits for the cycle under way."""
+        await self._hurry.wait()
 
     def _take_changes(self) -> None:
         if self._pending:

@@ -90,6 +90,9 @@ class Settings(BaseModel):
         default=2.0, ge=limits.FOLLOW_INTERVAL_S_MIN, le=limits.INTERVAL_S_MAX
     )
     outside_changes: Literal["keep-both", "bucket-wins", "workspace-wins"] = "keep-both"
+    history_hours: float = Field(default=24.0, ge=0, le=limits.HISTORY_HOURS_MAX)
+    history_max_mb: int = Field(default=2048, ge=0, le=limits.SIZE_BYTES_MAX // MIB)
+    snapshot_days: float = Field(default=30.0, ge=0, le=limits.SNAPSHOT_DAYS_MAX)
 
     @field_validator(
         "storage_type",
@@ -196,6 +199,9 @@ class Settings(BaseModel):
             read_only=self.read_only,
             follow_interval_s=self.follow_interval_s,
             outside_changes=self.outside_changes,
+            history_hours=self.history_hours,
+            history_max_bytes=self.history_max_mb * MIB,
+            snapshot_days=self.snapshot_days,
         )
 
     def _check_together(self, sources: Mapping[str, str]) -> None:

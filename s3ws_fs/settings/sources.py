@@ -115,6 +115,18 @@ OPTIONS: Final[dict[str, Option]] = {
         "What becomes of objects below files/ that others change: keep-both (theirs becomes a copy "
         "beside ours), bucket-wins or workspace-wins.",
     ),
+    "history_hours": Option(
+        ("WORKSPACE_HISTORY_HOURS",),
+        "Hours back to which every sealed state can be looked at and restored; 0 for none.",
+    ),
+    "history_max_mb": Option(
+        ("WORKSPACE_HISTORY_MAX_MB",),
+        "MiB in the bucket that history may keep beyond the newest state; the oldest goes first.",
+    ),
+    "snapshot_days": Option(
+        ("WORKSPACE_SNAPSHOT_DAYS",),
+        "Days for which marks of turns and points before a restore are kept.",
+    ),
 }
 
 

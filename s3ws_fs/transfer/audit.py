@@ -26,7 +26,7 @@ from s3ws_fs.cache.repair import Needs
 from s3ws_fs.cache.tableset import PathFinder, TableSet
 from s3ws_fs.cache.verify import TreeCheck
 from s3ws_fs.cache.verify_mirror import Behind, changed_inodes
-from s3ws_fs.core import layout
+from s3ws_fs.core import history, layout
 from s3ws_fs.core.errors import FormatError, NotFoundError, UserError
 from s3ws_fs.core.findings import Finding, Report, Severity, damage, make
 from s3ws_fs.core.lease import decode_lease
@@ -46,7 +46,12 @@ TRIES_MAX: Final = 3
 LISTING_STEP: Final = 1000
 UNNAMED: Final = ("compressed/", "git/", PROBE_PREFIX, layout.FILES_PREFIX)
 """Prefixes of ours whose objects the journal does not name."""
-SINGLE: Final = (layout.WORKSPACE_KEY, layout.MIRRORED_KEY, layout.LEASE_KEY)
+SINGLE: Final = (
+    layout.WORKSPACE_KEY,
+    layout.MIRRORED_KEY,
+    layout.LEASE_KEY,
+    layout.HISTORY_KEY,
+)
 
 
 @dataclass(slots=True)
@@ -266,7 +271,7 @@ class _Attempt:
     def _unknown(self, places: Places) -> None:
         named, garbage = places.named, 0
         for key in self._listing:
-            if key in SINGLE or key.startswith(UNNAMED):
+            if key in SINGLE or key.startswith(UNNAMED) or history.split_snap_key(key):
                 continue
             segment, checkpoint, blob = (layout.key_number(key, p) for p in JOURNAL_PREFIXES)
             if segment is None and checkpoint is None and blob is None:

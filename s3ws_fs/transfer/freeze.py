@@ -75,6 +75,8 @@ class FreezeRequest:
     checkpoint: bool
     prefix_bytes: int
     epoch: int = 0
+    mirror: bool = True
+    """Whether a mirror pass follows; without it nothing is planned for one."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> FreezeRequest:
@@ -251,7 +253,9 @@ def _freeze(
     changed = [keys.unpack_u64(key) for key, _ in puts.get(keys.T_INODES, ())]
     changed += [keys.unpack_u64(key) for key in tombs.get(keys.T_INODES, ())]
     whole = {b.whole_ino: b.object_id for b in placer.blobs.values() if b.whole_ino}
-    todo = collect_todo(view, changed, head.generation, ask.prefix_bytes, located, whole)
+    todo = MirrorTodo(head.generation)
+    if ask.mirror:
+        todo = collect_todo(view, changed, head.generation, ask.prefix_bytes, located, whole)
     frozen = Frozen(ask.flush_id, head.generation, ask.number, todo, blobs=placer.blobs)
     if not (puts or tombs or located):
         return frozen

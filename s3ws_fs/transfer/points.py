@@ -35,7 +35,6 @@ from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.fetch import read_twice
 from s3ws_fs.transfer.journaling import (
     JSON_BYTES_MAX,
-    WHOLE_GET_BYTES_MAX,
     check_place,
     read_header,
     read_workspace,
@@ -43,6 +42,8 @@ from s3ws_fs.transfer.journaling import (
 from s3ws_fs.transfer.replaying import drop_orphans, replay
 from s3ws_fs.transfer.windowed import windowed
 
+FIRST_BYTES: Final = 128 << 10
+"""Bytes of a journal object that are asked for first: all of a small one, else its header."""
 THREADS: Final = 8
 """Requests at once, where the caller brings no pool."""
 
@@ -362,7 +363,7 @@ def open_records(store: ScopedStore, key: str, workspace: str, number: int, kind
 
 
 def _open(store: ScopedStore, key: str) -> Opened:
-    first = store.get(key, 0, WHOLE_GET_BYTES_MAX)
+    first = store.get(key, 0, FIRST_BYTES)
     header = journal.decode_header(first.data, key)
     if first.total_bytes != header.total_bytes:
         raise FormatError(key, f"{first.total_bytes} bytes; its header says {header.total_bytes}")
@@ -393,10 +394,7 @@ def load(
                 objects = _in_order(store, points, base, number, threads)
                 tables = replay((each.header, each.frames()) for each in objects)
             except NotFoundError as exc:
-                raise no_such_point(
-                    f"Point #{number} went while it was read: {exc.key} is gone.",
-                    "It is not kept any more, or the journal went on: try again.",
-                ) from exc
+                raise went_meanwhile(number, exc.key) from exc
             except FormatError as exc:
                 if exc.where != layout.ckpt_key(base):
                     raise
@@ -404,9 +402,20 @@ def load(
                 continue
             drop_orphans(tables)
             return tables
-    if damaged is not None:
-        raise damaged
-    raise FormatError(
+    raise damaged or pieces_missing(number)
+
+
+def went_meanwhile(number: int, key: str) -> UserError:
+    """The error for a point of which an object was collected since it was listed."""
+    return no_such_point(
+        f"Point #{number} went while it was read: {key} is gone.",
+        "It is not kept any more, or the journal went on: try again.",
+    )
+
+
+def pieces_missing(number: int) -> FormatError:
+    """The error for a point that is kept, and can't be rebuilt."""
+    return FormatError(
         layout.seg_key(number), f"segments that point #{number} is rebuilt from are missing"
     )
 

@@ -47,7 +47,8 @@ def restore(
     for tries in range(1, RESTORE_TRIES_MAX + 1):
         state = survey(store)
         try:
-            files = _fetch_all(store, state, state.checkpoint, directory, pool, progress)
+            wanted = range(state.checkpoint, state.newest + 1)
+            files = fetch_all(store, state.workspace, wanted, directory, pool, progress)
             return Restored(state, files)
         except NotFoundError:
             # Collected as garbage since it was listed: the journal went on.
@@ -59,7 +60,8 @@ def restore(
                 older = _older_base(store, state)
             if older is None:
                 raise
-            files = _fetch_all(store, state, older, directory, pool, progress)
+            wanted = range(older, state.newest + 1)
+            files = fetch_all(store, state.workspace, wanted, directory, pool, progress)
             return Restored(state, files, (exc.where, exc.why))
     raise AssertionError("unreachable: the last try returns or raises")
 
@@ -74,16 +76,19 @@ def _older_base(store: ScopedStore, state: JournalState) -> int | None:
     return None
 
 
-def _fetch_all(
+def fetch_all(
     store: ScopedStore,
-    state: JournalState,
-    base: int,
+    workspace: str | None,
+    wanted: range,
     directory: Path,
     pool: Executor,
     progress: Callable[[int, int], None],
 ) -> list[RecordsFile]:
-    """The checkpoint `base` (0: none) and the segments above it. Raises StoreError, FormatError."""
-    above = range(base + 1, state.newest + 1)
+    """The checkpoint of the first number (0: none), and the segments of the others.
+
+    Raises StoreError, FormatError.
+    """
+    base, above = wanted.start, wanted[1:]
     jobs = [(layout.seg_key(n), n, journal.KIND_SEGMENT) for n in above]
     if base:
         jobs.insert(0, (layout.ckpt_key(base), base, journal.KIND_CHECKPOINT))
@@ -97,7 +102,7 @@ def _fetch_all(
         for (key, number, kind), future in zip(jobs, futures, strict=True):
             file = future.result()
             header = file.header
-            check_place(header, key, state.workspace, number)
+            check_place(header, key, workspace, number)
             if header.kind != kind:
                 raise FormatError(key, f"is a {header.kind}")
             if kind == journal.KIND_SEGMENT and before and header.prev_hash != before:

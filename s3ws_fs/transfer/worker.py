@@ -3,7 +3,7 @@
 Run as `python -m s3ws_fs.transfer.worker --fd N`, N being one end of a socketpair (wire.py).
 
 Invariants
-1. It opens the cache read-only and writes only below the cache's spool directory.
+1. It opens the cache read-only and writes only below the cache's directories `spool` and `history`.
 2. It may be killed at any moment: what it knows is in the cache, the bucket, or not yet promised.
 3. It ends by itself: when the parent's end closes (at once, whatever is under way), or after IDLE_S
    without a request (at once after `renew` with `then_end`, unless something else was asked for).
@@ -43,7 +43,7 @@ IDLE_S: Final = 60.0
 END_SOON_S: Final = 1.0
 """After a renewal for a mount with nothing else to do."""
 NICENESS: Final = 5
-FETCH_REQUESTS: Final = frozenset({"fetch", "fetch-mirror", "check", "renew"})
+FETCH_REQUESTS: Final = frozenset({"fetch", "fetch-mirror", "check", "renew", "snap-list"})
 """Those with lanes of their own (invariant 4)."""
 
 

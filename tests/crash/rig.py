@@ -25,7 +25,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
@@ -36,7 +36,7 @@ from trio.testing import MockClock
 from s3ws_fs.cache import bookkeeping, checking, syncpoint
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
-from s3ws_fs.core import failpoints
+from s3ws_fs.core import failpoints, history
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import FsError, UserError
 from s3ws_fs.core.findings import Report, Severity
@@ -46,13 +46,14 @@ from s3ws_fs.replica import flusher, restore
 from s3ws_fs.store.base import ObjectStore
 from s3ws_fs.store.memory import MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
-from s3ws_fs.transfer import freeze, garbage, journaling
+from s3ws_fs.transfer import freeze, garbage, journaling, points
 from s3ws_fs.transfer import mirror as mirroring
 from s3ws_fs.transfer.audit import LocalSide, audit
 from tests.replica.conftest import Mount
 from tests.support.armed import listening
 from tests.support.faulty_store import Fault, FaultyStore, Request, nothing
 from tests.support.files_model import Files, Op, State, differences, perform, shown
+from tests.support.history import tree_of
 from tests.support.inline import BOOT, START_NS, Ticks, at_once, inline_config, inline_mount
 
 OTHER_BOOT: Final = "boot-2"
@@ -64,7 +65,10 @@ FINAL: Final = "final"
 HYDRATE: Final = "hydrate"
 DIE: Final = "die"
 Step = Op | str
-"""An operation, or one of SYNC, FINAL, HYDRATE, DIE."""
+"""An operation, or one of SYNC, FINAL, HYDRATE, DIE, or one of these with a name behind it."""
+SNAPSHOT: Final = "snapshot "
+MARK: Final = "mark "
+DROP: Final = "drop "
 
 DATA: Final = Path(DATA_DIR) / DATA_FILE
 FILES: Final = (DATA, Path(syncpoint.SIDE_FILE), Path(syncpoint.BOOT_FILE), Path("identity.json"))
@@ -165,11 +169,13 @@ class Rig:
     fine: tuple[Severity, ...] = FINE
     """What may be found in the bucket after a crash."""
     seed: int = 1
+    snapshots_seen: int = 0
     choose: Callable[[Request], Fault | None] = nothing
     on_point: Callable[[str], None] = ignore
 
     def __post_init__(self) -> None:
-        self.config = inline_config(self.base)
+        # History goes at the next collection, but for what was named.
+        self.config = replace(inline_config(self.base), history_hours=0.0, snapshot_days=0.0)
         self.faulty = FaultyStore(self.store, self._on_request)
         self.known.states[0] = Files().state()
         self._disk: Images = {}
@@ -261,6 +267,13 @@ class Rig:
             assert not result["conflicts"], result
             known.sealed = max(known.sealed, result["sealed"])
             self.on_known(known)
+        elif step.startswith((SNAPSHOT, MARK)):
+            kind = history.NAMED if step.startswith(SNAPSHOT) else history.TURN_BEGIN
+            taken = await mount.replica.snapshot(kind, step.split()[1])
+            known.sealed = max(known.sealed, taken["generation"])
+            self.on_known(known)
+        elif step.startswith(DROP):
+            await mount.replica.history.drop(step.split()[1])
         elif step == DIE:
             self._keep("killed")
             self.is_watching = False
@@ -410,11 +423,26 @@ class Rig:
         generation = newest_generation(store)
         assert generation >= sealed, f"{generation} is sealed, {sealed} was said to be"
         require_fine(audit(self._scoped(store), at_once(), ignore).report, self.fine)
+        self._check_snapshots(self._scoped(store))
         if generation:
             wanted = self.known.states[generation]
             found = restored(self.base / "second", store, self.config)
             _require_same(wanted, found, "restored from the bucket")
         return generation
+
+    def _check_snapshots(self, store: ScopedStore) -> None:
+        """Each that stands shows the files of its moment, every byte of them."""
+        if journaling.read_workspace(store) is None:
+            return
+        survey = points.survey_points(store)
+        for snap in survey.snapshots(store, at_once()):
+            assert isinstance(snap, history.Snapshot), snap
+            found = tree_of(points.load(store, snap.number, survey, at_once()), store)
+            # Of an earlier host's no state is known: then its bytes' digests say enough.
+            state = self.known.states.get(snap.generation, {})
+            wanted = {path: shown[1] for path, shown in state.items() if shown[0] == "file"}
+            assert {path: found.get(os.fsencode(path)) for path in wanted} == wanted, snap
+            self.snapshots_seen += 1
 
     def _scoped(self, store: ObjectStore) -> ScopedStore:
         return ScopedStore(store, self.config.workspace.prefix)

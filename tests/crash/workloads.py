@@ -9,7 +9,7 @@ import random
 from typing import Final
 
 from s3ws_fs.core import failpoints
-from tests.crash.rig import FINAL, HYDRATE, SYNC, Step
+from tests.crash.rig import DROP, FINAL, HYDRATE, MARK, SNAPSHOT, SYNC, Step
 from tests.support.files_model import Op
 
 WITH_A_KERNEL: Final = (failpoints.ANSWER_BEFORE,)
@@ -39,11 +39,15 @@ FIRST: Final[tuple[Step, ...]] = (
     Op("symlink", "s", data=b"d/a"),
     Op("rename", "d", "e"),
     write("big", 500, 40_000),
+    f"{SNAPSHOT}one",
     SYNC,
     Op("truncate", "big", at=33_000),
     Op("unlink", "b"),
     Op("mkdir", "x"),
     Op("append", "e/a", data=b"more"),
+    f"{MARK}turn",
+    Op("append", "e/a", data=b"and more"),
+    f"{SNAPSHOT}two",
     SYNC,
     Op("rmdir", "x"),
     Op("unlink", "big"),
@@ -51,6 +55,7 @@ FIRST: Final[tuple[Step, ...]] = (
     write("x", 70_000),
     Op("rename", "x", "big2"),
     SYNC,
+    f"{DROP}one",
     Op("unlink", "e/a"),
     Op("create", "e/z"),
     Op("fsync", "e"),

@@ -10,11 +10,23 @@ import pytest
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import layout
 from s3ws_fs.core.errors import FormatError
+from s3ws_fs.core.retention import Limits
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import garbage
+from s3ws_fs.transfer.freeze import Frozen
+from s3ws_fs.transfer.garbage import Collected
+from tests.support.inline import at_once
 from tests.transfer.conftest import write
 from tests.transfer.seals import seal_one
+
+NO_HISTORY = Limits(hours=0, max_bytes=0, days=0)
+
+
+def collect(
+    store: ScopedStore, frozen: Frozen, directory: Path, limits: Limits = NO_HISTORY
+) -> Collected:
+    return garbage.collect_garbage(store, frozen, limits, directory / "history", at_once())
 
 
 def test_garbage_is_what_nothing_names(
@@ -35,11 +47,12 @@ def test_garbage_is_what_nothing_names(
     fs.setattr(gone, size=0)
     frozen = seal_one(fs, cache, tmp_path, store, 4, digest, checkpoint=True)
     time.sleep(0.01)
-    assert garbage.collect_garbage(store, frozen) > 0
+    assert collect(store, frozen, tmp_path).removed > 0
     left = [entry.key for entry in store.list()]
     assert left == [
         "files/gone",
         layout.ckpt_key(4),
+        layout.HISTORY_KEY,
         layout.seg_key(2),
         layout.seg_key(4),
         "journal/strange",
@@ -61,11 +74,11 @@ def test_nothing_is_removed_behind_a_checkpoint_that_is_not_whole(
     time.sleep(0.01)
     store.put(layout.ckpt_key(2), b"")
     with pytest.raises(FormatError, match="has 0 bytes in the bucket"):
-        garbage.collect_garbage(store, frozen)
+        collect(store, frozen, tmp_path)
     left = [entry.key for entry in store.list()]
     assert left == [layout.seg_key(1), layout.seg_key(2)]
     with pytest.raises(FormatError, match="has 0 bytes"):
-        garbage.collect_garbage(store, frozen)
+        collect(store, frozen, tmp_path)
     assert [entry.key for entry in store.list()] == left
 
 
@@ -85,7 +98,7 @@ def test_a_late_collector_leaves_what_later_seals_need(
     write(fs, b"new", bytes(3_000_000))
     frozen = seal_one(fs, cache, tmp_path, store, 3, late.header_hash, checkpoint=True)
     assert frozen.blobs
-    garbage.collect_garbage(store, late)
+    collect(store, late, tmp_path)
     for object_id in frozen.blobs:
         store.head(layout.blob_key(object_id))
 
@@ -96,5 +109,5 @@ def test_the_grace_keeps_young_garbage(
     first = seal_one(fs, cache, tmp_path, store, 1, "")
     write(fs, b"f", b"x")
     frozen = seal_one(fs, cache, tmp_path, store, 2, first.header_hash, checkpoint=True)
-    assert garbage.collect_garbage(store, frozen) == 0
+    assert collect(store, frozen, tmp_path).removed == 0
     assert len(list(store.list())) == 3

@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import Final
 
 from s3ws_fs.transfer.requests.flush import Flush
+from s3ws_fs.transfer.requests.history import History
 from s3ws_fs.transfer.requests.opening import Opening
 from s3ws_fs.transfer.requests.outside import Outside
 from s3ws_fs.transfer.requests.reading import Reading
 from s3ws_fs.transfer.session import Group, Handler, Session
 
-GROUPS: Final[tuple[type[Group], ...]] = (Opening, Flush, Reading, Outside)
+GROUPS: Final[tuple[type[Group], ...]] = (Opening, Flush, Reading, Outside, History)
 
 
 def handlers(session: Session) -> dict[str, Handler]:

@@ -10,11 +10,13 @@ Called by worker (see requests).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from s3ws_fs.cache.headroom import give_reserve
 from s3ws_fs.core import failpoints
+from s3ws_fs.core.errors import FormatError, StoreError
+from s3ws_fs.core.retention import Limits
 from s3ws_fs.transfer import garbage, journaling, reconcile, sealing, spool, wire
 from s3ws_fs.transfer.fetch import ExtentSource
 from s3ws_fs.transfer.freeze import FreezeRequest, freeze
@@ -22,6 +24,8 @@ from s3ws_fs.transfer.mirror import Batch, MirrorPass
 from s3ws_fs.transfer.session import Group, Reply
 
 LIST_BATCH: Final = 2000
+HISTORY_DIR: Final = "history"
+"""Below the cache directory: what points of history name, read from the bucket (spans)."""
 
 
 class Flush(Group):
@@ -31,6 +35,8 @@ class Flush(Group):
         """Copy out what is unsealed and what the mirror has to look at."""
         session = self.session
         session.drop()
+        # From here on: whoever wants the pass that follows to end may say so before it begins.
+        session.stop_mirror.clear()
         spool.clean(session.spool)
         request = FreezeRequest.from_json(ask["freeze"])
         ahead = session.ahead
@@ -72,18 +78,33 @@ class Flush(Group):
         session.ahead.known.clear()
 
     def do_checkpoint(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
-        """Put the checkpoint of the sealed freeze, then remove garbage."""
+        """Put the checkpoint of the sealed freeze, then remove garbage.
+
+        What hinders the latter is no error: the checkpoint stands, and nothing depends on it.
+        """
         session = self.session
         frozen = session.kept(ask)
         sealing.put_checkpoint(session.store, frozen)
-        removed = garbage.collect_garbage(session.store, frozen)
-        return {"removed": removed, "uploads": garbage.give_up_uploads(session.store)}
+        done, error = garbage.Collected(), ""
+        try:
+            done = garbage.collect_garbage(
+                session.store,
+                frozen,
+                Limits.from_json(ask["history"]),
+                session.cache_dir / HISTORY_DIR,
+                session.transfers,
+            )
+        except garbage.CheckpointLostError:
+            raise
+        except (StoreError, FormatError) as exc:
+            error = str(exc)
+        uploads = garbage.give_up_uploads(session.store)
+        return asdict(done) | {"garbage_error": error, "uploads": uploads}
 
     def do_mirror(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Bring files/ to the frozen point; results come in parts. Ends the freeze."""
         session = self.session
         frozen = session.kept(ask)
-        session.stop_mirror.clear()
         mirroring = MirrorPass(
             session.store,
             ExtentSource(session.store, session.reader, frozen),

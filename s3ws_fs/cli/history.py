@@ -1,0 +1,229 @@
+"""`s3ws snapshot`, `snapshots` and `turn`.
+
+Invariants
+1. What is taken or removed is asked of the daemon of a mount: only it may write to the bucket.
+2. `snapshots` without a mount reads the bucket, which is opened for reading only.
+
+Called by cli only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+
+from s3ws_fs.cli import report
+from s3ws_fs.cli.check import NOWHERE
+from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
+from s3ws_fs.control import client, registry
+from s3ws_fs.core.config import MountConfig
+from s3ws_fs.core.errors import ExitCode, FormatError, StoreError, UserError
+from s3ws_fs.core.history import KINDS, NAMED
+from s3ws_fs.settings import Settings
+from s3ws_fs.store.factory import open_store
+from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer import journaling, snaps
+
+TIMEOUT_S: Final = 60.0
+"""Default of `--timeout`: a snapshot is wanted now, or not at all."""
+
+_TIMEOUT = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=TIMEOUT_S,
+    show_default=True,
+    help="Seconds to wait for the store.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_MOUNTPOINT = click.argument(
+    "mountpoint", required=False, default=None, type=click.Path(path_type=str)
+)
+
+
+def mount_here(mountpoint: str | None) -> str:
+    """The mount point given, or that of the mount in which this command was started."""
+    if mountpoint is not None:
+        return mountpoint
+    here = os.getcwd()  # noqa: PTH109 - a string is compared
+    infos, _ = registry.list_mounts(runtime_dir())
+    for info in sorted(infos, key=lambda info: -len(info.mountpoint)):
+        if f"{here}/".startswith(info.mountpoint.rstrip("/") + "/"):
+            return info.mountpoint
+    raise UserError(
+        "No mount point is named, and the current directory is in no mount of this host.",
+        remedy="`s3ws status` lists the mounts.",
+        exit_code=ExitCode.NOT_MOUNTED,
+    )
+
+
+def ask_daemon(
+    mountpoint: str, cmd: str, args: dict[str, Any], timeout_s: float | None
+) -> dict[str, Any]:
+    """What the daemon of a mount answers. Raises UserError: exit 6 when it takes too long."""
+    info = registered(mountpoint)
+    if not info.is_alive():
+        raise UserError(
+            f"The daemon of {info.mountpoint!a} is dead (it was {info.pid}).",
+            remedy="Mount again with the same settings: it goes on saving by itself.",
+            exit_code=ExitCode.NOT_MOUNTED,
+        )
+    socket_path = registry.socket_path(runtime_dir(), info.mountpoint)
+    try:
+        return client.request(socket_path, cmd, args, timeout_s=timeout_s)
+    except client.DaemonSilentError as exc:
+        raise UserError(
+            exc.message,
+            remedy="The store may not answer: `s3ws status` tells. Look at `s3ws snapshots` before "
+            "you ask again.",
+            exit_code=ExitCode.STORE,
+        ) from exc
+
+
+@contextmanager
+def bucket_of(overrides: dict[str, Any]) -> Iterator[tuple[ScopedStore, MountConfig]]:
+    """The bucket of the workspace that settings name, for reading. Raises UserError."""
+    config = Settings.load(os.environ, overrides).mount_config(NOWHERE)
+    try:
+        store = open_store(config.store, config.workspace.prefix, read_only=True)
+        try:
+            yield store, config
+        finally:
+            store.close()
+    except StoreError as exc:
+        raise UserError(
+            f"The store {config.store.location} can't be read: {exc}",
+            remedy="Check endpoint, credentials and bucket; nothing was changed.",
+            exit_code=ExitCode.STORE,
+        ) from exc
+    except FormatError as exc:
+        raise UserError(
+            f"The workspace in the bucket is damaged: {exc}",
+            remedy="`s3ws check --bucket` says more; nothing was changed.",
+            exit_code=ExitCode.DAMAGED,
+        ) from exc
+
+
+@click.command(short_help="Keep the tree as it is now, under a name.")
+@_MOUNTPOINT
+@click.option("--name", help="What to call it; the date and time when not given.")
+@click.option("--delete", metavar="NAME", help="Remove a snapshot (turn:NAME: a turn's marks).")
+@_TIMEOUT
+@_JSON
+def snapshot(
+    mountpoint: str | None, name: str | None, delete: str | None, timeout_s: float, as_json: bool
+) -> None:
+    """Seal everything now, and keep that state until it is removed by --delete.
+
+    MOUNTPOINT is the mount of the current directory when not given. Nothing is copied, and the
+    mirror is not waited for. The same name at the same state again is no error.
+    """
+    if name is not None and delete is not None:
+        raise click.UsageError("--name and --delete exclude each other.")
+    args = {"name": name} if delete is None else {"delete": delete}
+    result = ask_daemon(mount_here(mountpoint), "snapshot", args, timeout_s)
+    if as_json:
+        report.echo_json(result)
+    elif delete is not None:
+        report.echo(f"removed {report.safe(delete)}")
+    else:
+        report.echo(_taken(result))
+
+
+@click.group(short_help="Mark the beginning and the end of an agent's turn.")
+def turn() -> None:
+    """Mark the beginning and the end of a turn, so that `s3ws diff --turn NAME` tells what it
+    changed. Marks go by themselves after WORKSPACE_SNAPSHOT_DAYS.
+    """
+
+
+def _turn_command(mark: str) -> click.Command:
+    @click.command(name=mark, short_help=f"Mark the {mark} of a turn.")
+    @click.argument("name")
+    @_MOUNTPOINT
+    @_TIMEOUT
+    @_JSON
+    def command(name: str, mountpoint: str | None, timeout_s: float, as_json: bool) -> None:
+        result = ask_daemon(mount_here(mountpoint), "turn", {"name": name, "mark": mark}, timeout_s)
+        if as_json:
+            report.echo_json(result)
+        else:
+            report.echo(_taken(result))
+
+    command.help = f"Seal everything now, and mark it as the {mark} of turn NAME."
+    return command
+
+
+turn.add_command(_turn_command("begin"))
+turn.add_command(_turn_command("end"))
+
+
+def _taken(result: dict[str, Any]) -> str:
+    stood = "" if result.get("is_new", True) else ", which stood already"
+    return (
+        f"snapshot {report.safe(str(result.get('ref')))}: #{result.get('number')}, "
+        f"generation {result.get('generation')}{stood}"
+    )
+
+
+@click.command(short_help="List snapshots and marks of turns.")
+@click.argument("mountpoint", required=False, type=click.Path(path_type=str))
+@click.option("--kind", type=click.Choice(KINDS), help="Only those of one kind.")
+@_JSON
+@setting_flags()
+def snapshots(mountpoint: str | None, kind: str | None, as_json: bool, **overrides: Any) -> int:
+    """List the snapshots of the workspace on MOUNTPOINT, or of the one that the settings name.
+
+    Exit code 12 when one of them is damaged.
+    """
+    if mountpoint is not None:
+        result = ask_daemon(mountpoint, "snapshots", {}, TIMEOUT_S)
+    else:
+        result = _read(overrides)
+    found = [each for each in result["snapshots"] if kind in (None, each["kind"])]
+    if as_json:
+        report.echo_json({"snapshots": found, "damaged": result["damaged"]})
+    else:
+        for line in lines(found):
+            report.echo(line)
+    for each in result["damaged"]:
+        report.note(f"s3ws: {each['key']} is damaged: {each['why']}")
+    return ExitCode.DAMAGED if result["damaged"] else ExitCode.OK
+
+
+def _read(overrides: dict[str, Any]) -> dict[str, Any]:
+    with bucket_of(overrides) as (store, config):
+        workspace = journaling.read_workspace(store)
+        if workspace is None:
+            raise UserError(
+                f"There is no workspace {config.workspace.prefix} of {config.store.location}.",
+                remedy="Check the ids and the bucket.",
+                exit_code=ExitCode.BAD_SETTINGS,
+            )
+        with ThreadPoolExecutor(config.store.max_parallel, "snapshots") as pool:
+            found, damaged = snaps.read_all(store, workspace, {}, pool)
+    return {
+        "snapshots": snaps.list_json(found),
+        "damaged": [{"key": key, "why": why} for key, why in damaged],
+    }
+
+
+def lines(found: list[dict[str, Any]]) -> Iterator[str]:
+    """A line each, for a person."""
+    if not found:
+        yield "no snapshots"
+        return
+    width = max(len(report.safe(each["ref"])) for each in found)
+    for each in found:
+        when = datetime.fromtimestamp(each["created_ns"] // 1_000_000_000, UTC)
+        kind = "" if each["kind"] == NAMED else f"  {each['kind']}"
+        yield (
+            f"{report.safe(each['ref']):<{width}}  #{each['number']}  "
+            f"{when:%Y-%m-%d %H:%M:%S} UTC  generation {each['generation']}{kind}"
+        )
