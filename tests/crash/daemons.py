@@ -123,8 +123,8 @@ def operate(root: Path, op: Op) -> None:
     if op.kind == "create":
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
     elif op.kind in ("write", "append", "fsync"):
-        flags = os.O_APPEND if op.kind == "append" else 0
-        fd = os.open(path, os.O_RDWR | flags)
+        flags = {"append": os.O_RDWR | os.O_APPEND, "fsync": os.O_RDONLY}.get(op.kind, os.O_RDWR)
+        fd = os.open(path, flags)
         try:
             if op.kind == "fsync":
                 os.fsync(fd)
@@ -136,6 +136,8 @@ def operate(root: Path, op: Op) -> None:
             # Its flush may find a dead daemon: what counts is what the call itself was told.
             with contextlib.suppress(OSError):
                 os.close(fd)
+    elif op.kind == "truncate":
+        os.truncate(path, op.at)
     elif op.kind == "symlink":
         os.symlink(op.data, path)
     elif op.kind == "setxattr":
