@@ -150,7 +150,8 @@ def make_note(rng: random.Random) -> tuple[str, str, bytes]:
     name = rng.choice((BOOT_FILE, SIDE_FILE, SIDE_FILE, IDENTITY_FILE, LOCK_FILE))
     raw = (template() / name).read_bytes()
     if name in (BOOT_FILE, IDENTITY_FILE) and rng.random() < 0.6:
-        value = dataclasses.asdict(IDENTITY) if name == IDENTITY_FILE else {"boot_id": "boot-1"}
+        boot = {"boot_id": "boot-1", "spoilt": rng.random() < 0.5}
+        value = dataclasses.asdict(IDENTITY) if name == IDENTITY_FILE else boot
         return name, rng.choice(("boot-1", "boot-2")), json_bytes(rng, {**value, "clean": False})
     if name == SIDE_FILE and rng.random() < 0.5:
         # Within a slot, where something is.
@@ -166,7 +167,7 @@ def run_note(case: tuple[str, str, bytes]) -> None:
         (directory / name).write_bytes(raw)
         check_cache(directory, lambda _: None, boot_id=boot)
         with _open(directory, boot) as cache:
-            if cache.recovery == recovery.QUARANTINED:
+            if cache.recovery in (recovery.QUARANTINED, recovery.RENEWED):
                 assert len(cache.quarantines()) == 1
                 return
             done = Checked(Report(), prefix=caches.PREFIX)

@@ -28,7 +28,7 @@ from s3ws_fs.core.records import InodeRec
 from s3ws_fs.replica import position
 from s3ws_fs.transfer import wire
 from tests.core.test_journal import make_header
-from tests.fuzz import codecs, places
+from tests.fuzz import codecs, notes, places
 from tests.fuzz.__main__ import in_a_process
 from tests.fuzz.target import FindingError, Target
 from tests.support import caches
@@ -39,7 +39,9 @@ PLACE_S = 1.0
 DEEP = b"[" * 100_000
 
 
-@pytest.mark.parametrize("target", codecs.TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize(
+    "target", (*codecs.TARGETS, *notes.TARGETS), ids=lambda target: target.name
+)
 def test_codecs(target: Target) -> None:
     @settings(max_examples=CASES)
     @given(st.integers(0, 2**32))
@@ -251,6 +253,9 @@ def test_header_of_the_sample_is_one() -> None:
         lambda: registry.decode("x", json.dumps(codecs.INFO).encode()),
         lambda: codecs.run_request(json.dumps(codecs.REQUEST).encode()),
         lambda: codecs.run_status(codecs.STATUS),
+        lambda: notes.run_lease(json.dumps(notes.LEASE).encode()),
+        lambda: notes.run_snapshot(notes.SNAPSHOT.encode()),
+        lambda: notes.run_outdated(json.dumps(notes.OUTDATED).encode()),
     ]
     for run in runs:
         run()
