@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import click
 
 import s3ws_fs
+from s3ws_fs.cli.backups import backup, backups, restore_backup
 from s3ws_fs.cli.check import check
 from s3ws_fs.cli.commands import ls, status, sync, version
 from s3ws_fs.cli.git import git
@@ -68,6 +69,8 @@ for _command in (mount, umount, restart, status, sync, ls, check, rescue, versio
     cli.add_command(_command)
 cli.add_command(git)
 for _command in (snapshot, snapshots, turn, diff, log, cat):
+    cli.add_command(_command)
+for _command in (backup, backups, restore_backup):
     cli.add_command(_command)
 
 

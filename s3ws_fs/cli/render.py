@@ -111,8 +111,25 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
                 f"{human_bytes(_number(hydration, 'cold_bytes'))} still only in the bucket",
             )
         )
+    lines += _backup_lines(_part(document, "backup"))
     outside = _outside_lines(_part(document, "outside"))
     return lines + _mirror_lines(mirror) + outside + _rot_lines(hydration)
+
+
+def _backup_lines(backup: dict[str, Any]) -> list[str]:
+    last, kept = _part(backup, "last"), _part(backup, "emergency")
+    said = []
+    if last:
+        size = human_bytes(_number(last, "bytes"))
+        said.append(f"{last.get('name')}, {human_seconds(backup.get('age_s'))} ago, {size}")
+    if backup.get("running"):
+        said.append(f"{backup['running']} now")
+    if backup.get("error"):
+        said.append(f"FAILED at {backup.get('error_at')}: {backup['error']}")
+    lines = [_line("backup", "; ".join(said))] if said else []
+    if kept:
+        lines.append(_line("backup", f"kept in {kept.get('path')}: {kept.get('why')}"))
+    return lines
 
 
 def _cache_lines(cache: dict[str, Any]) -> list[str]:

@@ -4,12 +4,13 @@ Keys (docs/format.md; relative to the workspace prefix)
     compressed/backup-{UTC time}.tar.gz             the archive
     compressed/backup-{UTC time}.index.jsonl.gz     its index; put last: it is the commit
 
-A backup is *good* when its index says how long the archive is, and the archive is so long.
+A backup is *good* when its index says how long the archive is, and the archive is so long; it is
+*whole* when it is good and has all files: an emergency's lacks those that were only in the bucket.
 
 Invariants
-1. `plan_prune` never drops the newest good backup, and only ever names keys of backups.
-2. What is not good is dropped only when a good one is newer, and it is older than INCOMPLETE_S: it
-   may be under way still, or its index may be.
+1. `plan_prune` never drops the newest whole backup, and only ever names keys of backups.
+2. What is not whole is dropped only when a whole one is newer, and it is older than INCOMPLETE_S:
+   it may be under way still, or its index may be.
 3. Times are arguments; a backup's own is in its name, in whole seconds of UTC.
 
 Called by snapshot and cli.
@@ -34,6 +35,7 @@ META_BYTES: Final = "s3ws-bytes"
 META_ENTRIES: Final = "s3ws-entries"
 META_RAW: Final = "s3ws-raw-bytes"
 META_GENERATION: Final = "s3ws-gen"
+META_MISSING: Final = "s3ws-missing"
 META_WORKSPACE: Final = "s3ws-ws"
 """User metadata of an index: what a listing shows without reading it."""
 
@@ -41,6 +43,9 @@ INCOMPLETE_S: Final = 24 * 3600.0
 KEEP_MAX: Final = 1000
 BACKUPS_MAX: Final = 10_000
 """Backups that a listing looks at, the newest first."""
+
+LEFT_OUT_LISTED_MAX: Final = 1000
+"""Paths that were left out, as an index names them; of more it says how many."""
 
 RETRY_MIN_S: Final = 30.0
 EMERGENCY_AFTER_S: Final = 600.0
@@ -86,6 +91,16 @@ class Backup:
         return self.said_bytes is not None and self.said_bytes == self.archive_bytes
 
     @property
+    def missing(self) -> int:
+        """Files that are not in it, for their bytes were in the bucket only."""
+        return number(self.said, META_MISSING) or 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is good and has all files."""
+        return self.good and not self.missing
+
+    @property
     def keys(self) -> list[str]:
         """Its keys that stand, the index first: without it there is no backup."""
         found = []
@@ -101,6 +116,7 @@ class Backup:
             "name": self.name,
             "time": iso(self.time_s),
             "good": self.good,
+            "missing": self.missing,
             "bytes": self.archive_bytes,
             "entries": number(self.said, META_ENTRIES),
             "raw_bytes": number(self.said, META_RAW),
@@ -159,16 +175,20 @@ def parse_key(key: str) -> tuple[str, bool] | None:
     return None
 
 
-def gather(objects: Iterable[tuple[str, int]]) -> list[Backup]:
-    """Backups from (key, size) of a listing, the newest first; other keys are left alone."""
+def gather(objects: Iterable[tuple[str, int, dict[str, str]]]) -> list[Backup]:
+    """Backups from (key, size, metadata) of a listing, the newest first; other keys are left out.
+
+    Only an index's metadata counts.
+    """
     found: dict[str, Backup] = {}
-    for key, size_bytes in objects:
+    for key, size_bytes, said in objects:
         parsed = parse_key(key)
         if parsed is None:
             continue
         backup = found.setdefault(parsed[0], Backup(parsed[0]))
         if parsed[1]:
             backup.index_bytes = size_bytes
+            backup.said = said
         else:
             backup.archive_bytes = size_bytes
     return sorted(found.values(), key=lambda backup: backup.name, reverse=True)
@@ -214,7 +234,7 @@ def choose(backups: list[Backup], wanted: str) -> Backup:
 
 
 def kept(times_s: Iterable[int], keep: Keep) -> set[int]:
-    """Which of the times of good backups are kept; the newest always is."""
+    """Which of the times of whole backups are kept; the newest always is."""
     newest_first = sorted(set(times_s), reverse=True)
     found = set(newest_first[: max(1, keep.last)])
     for count, form in ((keep.hourly, "%Y%m%d%H"), (keep.daily, "%Y%m%d"), (keep.weekly, "%G%V")):
@@ -230,14 +250,14 @@ def kept(times_s: Iterable[int], keep: Keep) -> set[int]:
 def plan_prune(backups: Iterable[Backup], keep: Keep, now_s: float) -> list[Backup]:
     """Backups to drop, the oldest first (invariants 1 and 2)."""
     found = list(backups)
-    good = [backup.time_s for backup in found if backup.good]
-    if not good:
+    whole = [backup.time_s for backup in found if backup.whole]
+    if not whole:
         return []
-    staying = kept(good, keep)
-    newest = max(good)
+    staying = kept(whole, keep)
+    newest = max(whole)
 
     def goes(backup: Backup) -> bool:
-        if backup.good:
+        if backup.whole:
             return backup.time_s not in staying
         return backup.time_s < newest and backup.time_s < now_s - INCOMPLETE_S
 

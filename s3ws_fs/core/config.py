@@ -23,6 +23,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 from s3ws_fs.core import jsontext
+from s3ws_fs.core.backups import KEEP_MAX
 from s3ws_fs.core.errors import ExitCode, FormatError, UserError
 from s3ws_fs.core.ids import canonical_id, canonical_root_prefix
 from s3ws_fs.core.lease import LEASE_S, LEASE_S_MAX, LEASE_S_MIN
@@ -52,6 +53,7 @@ ADAPTIVE_WAIT_US_MAX: Final = 10_000
 ID_MAP_ENTRIES_MAX: Final = 340
 ID_MAX: Final = (1 << 32) - 2
 PATH_CHARS_MAX: Final = 4095
+PATTERNS_CHARS_MAX: Final = 8192
 CONFIG_JSON_BYTES_MAX: Final = 256 * 1024
 
 _REGION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
@@ -146,6 +148,7 @@ class WorkspaceId:
 class MountConfig:
     """Everything the daemon needs. Paths are absolute; id maps are (stored, shown) pairs.
 
+    `backup_exclude` and `local_patterns`: texts of patterns (core.policies.split_patterns).
     `root_mode` holds the permission bits of a new workspace's root directory. `take_over`: take the
     lease from whoever holds it.
     """
@@ -158,6 +161,12 @@ class MountConfig:
     debounce_min_s: float = 2.0
     debounce_max_s: float = 30.0
     backup_interval_s: float = 300.0
+    backup_keep_last: int = 3
+    backup_keep_hourly: int = 6
+    backup_keep_daily: int = 7
+    backup_keep_weekly: int = 4
+    backup_exclude: str = ""
+    local_patterns: str = ""
     max_size_bytes: int = 500 << 20
     max_inodes: int = 1_000_000
     allow_other: bool = False
@@ -188,6 +197,11 @@ class MountConfig:
         _in_range("debounce_min_s", self.debounce_min_s, 0.0, DEBOUNCE_S_MAX)
         _in_range("debounce_max_s", self.debounce_max_s, self.debounce_min_s, DEBOUNCE_S_MAX)
         _in_range("backup_interval_s", self.backup_interval_s, 0.0, INTERVAL_S_MAX)
+        for name in ("last", "hourly", "daily", "weekly"):
+            name = f"backup_keep_{name}"
+            _in_range(name, getattr(self, name), 0, KEEP_MAX)
+        for name in ("backup_exclude", "local_patterns"):
+            _patterns(name, getattr(self, name))
         _in_range("max_size_bytes", self.max_size_bytes, SIZE_BYTES_MIN, SIZE_BYTES_MAX)
         _in_range("max_inodes", self.max_inodes, INODES_MIN, INODES_MAX)
         _in_range("unmount_grace_s", self.unmount_grace_s, 0.0, INTERVAL_S_MAX)
@@ -342,6 +356,14 @@ def _id_map(where: str, pairs: IdMap) -> None:
 def _one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise _bad(f"{where} is {value!a}; it must be one of {', '.join(allowed)}.")
+
+
+def _patterns(where: str, value: str) -> None:
+    # What they mean is the business of core.policies, which is not loaded here.
+    if len(value) > PATTERNS_CHARS_MAX or "\0" in value:
+        raise _bad(
+            f"{where} is no list of patterns, or longer than {PATTERNS_CHARS_MAX} characters."
+        )
 
 
 def _in_range(where: str, value: float, low: float, high: float) -> None:

@@ -300,6 +300,44 @@ HYDRATE_AFTER: Final = _point(
     "Nothing is cold; that this is so is not noted, and is found out again.",
 )
 
+# --- backups (snapshot/tree.py, backup.py, service.py, transfer/requests/keeping.py) ---------
+
+SPOOL_BEFORE: Final = _point(
+    "spool.before",
+    "Nothing of this backup exists, here or in the bucket.",
+)
+SPOOL_AFTER: Final = _point(
+    "spool.after",
+    "The workspace's bytes are in a file without a name, whose room the kernel takes back; the "
+    "cache is as it was, nothing of this backup is in the bucket.",
+)
+ARCHIVE_WRITTEN: Final = _point(
+    "archive.written",
+    "Archive and index are files of the cache's directory that the next start removes, or keeps to "
+    "upload them when they are an emergency's; nothing of this backup is in the bucket.",
+)
+KEEP_PUT_BEFORE: Final = _point(
+    "keep.put.before",
+    "The object is not there. What stands of this backup is at most an archive without an index, "
+    "which is no backup.",
+)
+KEEP_PUT_AFTER: Final = _point(
+    "keep.put.after",
+    "The object is there as a whole. With an index it is a good backup, though nobody was told.",
+)
+BACKUP_NOTED: Final = _point(
+    "backup.noted",
+    "The backup is good and noted; older ones that are kept no more stand still.",
+)
+KEEP_DROP_BEFORE: Final = _point(
+    "keep.drop.before",
+    "Some of what goes is gone, an index always before its archive; the newest good backup stands.",
+)
+KEEP_DROP_AFTER: Final = _point(
+    "keep.drop.after",
+    "All of what goes is gone; the newest good backup stands.",
+)
+
 # --- the end of a mount (daemon/daemon.py) ---------------------------------------------------
 
 FINAL_BEFORE: Final = _point(

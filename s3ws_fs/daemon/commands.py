@@ -23,6 +23,7 @@ from s3ws_fs.control import server
 from s3ws_fs.control.wire import ReplyError
 from s3ws_fs.core.config import INTERVAL_S_MAX
 from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.daemon.backups import BackupCommands
 from s3ws_fs.daemon.history import HistoryCommands
 from s3ws_fs.daemon.parts import status_document
 from s3ws_fs.fuse import mount, table
@@ -119,6 +120,7 @@ class Commands:
             "unmount": self._unmount,
             "restart": self._restart,
             **HistoryCommands(self._life).handlers(),
+            **BackupCommands(self._life).handlers(),
         }
 
     async def _status(self, args: Event, emit: server.Emit) -> Event:

@@ -123,6 +123,8 @@ class Ending:
         life.state = "unmounting"
         unsaved: list[str] | None = None
         code, why = ExitCode.NOT_SAVED, ""
+        if parts.backups is not None:
+            await parts.backups.stop()
         try:
             async with self._unless_given_up():
                 unsaved = await parts.replica.final_flush(life.progress)
@@ -142,6 +144,10 @@ class Ending:
             return Outcome(ExitCode.OK)
         log.error("%d paths are not saved: %s", len(unsaved), ", ".join(unsaved[:20]))
         message = f"{len(unsaved)} paths are not saved, the cache keeps them{why}"
+        if parts.backups is not None and code is not ExitCode.FENCED:
+            place = await parts.backups.final(why)
+            if place is not None:
+                message += f"; a backup of the workspace is in {place}"
         return Outcome(code, message, unsaved)
 
     async def answer_all(self, commands: Commands) -> None:

@@ -28,7 +28,9 @@ from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse.invalidate import KernelCache
 from s3ws_fs.replica import report
 from s3ws_fs.replica.follower import Follower
+from s3ws_fs.replica.position import host_name
 from s3ws_fs.replica.replicator import Replicator
+from s3ws_fs.snapshot.service import Backups
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,8 @@ class Parts:
     room: RoomKeeper
     reaper: Reaper = field(default_factory=Reaper)
     kernel: KernelCache = field(default_factory=KernelCache)
+    backups: Backups | None = None
+    """None of a mount that only follows."""
 
     @classmethod
     def make(cls, config: MountConfig, cache: Cache) -> Parts:
@@ -108,7 +112,10 @@ class Parts:
         replica.set_make_room(room.make_room)
         kernel = KernelCache()
         replica.kernel_forget = kernel.forget
-        return cls(cache, durability, fs, replica, room, reaper, kernel)
+        backups = None
+        if isinstance(replica, Replicator):
+            backups = Backups(config, cache, replica.worker, replica.health, host=host_name())
+        return cls(cache, durability, fs, replica, room, reaper, kernel, backups)
 
     def take_over(self) -> None:
         """The mount stands already, and the cache is its workspace."""
@@ -137,6 +144,8 @@ class Parts:
         }
         if isinstance(self.replica, Replicator):
             found["lease"] = self.replica.keep_lease
+        if self.backups is not None and config.backup_interval_s > 0:
+            found["backups"] = self.backups.run
         return found
 
 
@@ -180,6 +189,7 @@ def status_document(
             "sync_point_error": parts.durability.last_error,
             "room": cache.headroom.status() | {"evicted_bytes": parts.room.evicted_bytes},
         },
+        "backup": None if parts.backups is None else parts.backups.status(),
         "faults": faults,
         "uptime_s": round(uptime_s, 3),
         **parts.replica.status(),

@@ -369,7 +369,7 @@ class Replicator(Replica):
             "flush": self._flush_status(now_s),
             "mirror": report.mirror(self._cache, flusher),
             "outside": report.outside(self._outside),
-            "health": self._health_status(now_s),
+            "health": self.health(),
             "hydration": report.hydration(self._hydrator),
             "requests": self.worker.requests,
             "worker_pid": self.worker.pid,
@@ -394,7 +394,9 @@ class Replicator(Replica):
             "garbage_error": flusher.garbage_error,
         }
 
-    def _health_status(self, now_s: float) -> dict[str, Any]:
+    def health(self) -> dict[str, Any]:
+        """Well, degraded or fenced; since when, and why. Never waits."""
+        now_s = trio.current_time()
         fenced = self._flusher.fenced
         if fenced is not None:
             return {

@@ -17,10 +17,12 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from s3ws_fs.core import config as limits
+from s3ws_fs.core.backups import KEEP_MAX
 from s3ws_fs.core.config import IdMap, MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import UserError
 from s3ws_fs.core.ids import canonical_id, canonical_root_prefix
 from s3ws_fs.core.lease import LEASE_S, LEASE_S_MAX, LEASE_S_MIN
+from s3ws_fs.core.policies import Patterns, split_patterns
 from s3ws_fs.settings.sources import (
     OPTIONS,
     Option,
@@ -70,6 +72,12 @@ class Settings(BaseModel):
     debounce_min_s: float = Field(default=2.0, ge=0, le=limits.DEBOUNCE_S_MAX)
     debounce_max_s: float = Field(default=30.0, ge=0, le=limits.DEBOUNCE_S_MAX)
     backup_interval_s: float = Field(default=300.0, ge=0, le=limits.INTERVAL_S_MAX)
+    backup_keep_last: int = Field(default=3, ge=0, le=KEEP_MAX)
+    backup_keep_hourly: int = Field(default=6, ge=0, le=KEEP_MAX)
+    backup_keep_daily: int = Field(default=7, ge=0, le=KEEP_MAX)
+    backup_keep_weekly: int = Field(default=4, ge=0, le=KEEP_MAX)
+    backup_exclude: str = Field(default="", max_length=limits.PATTERNS_CHARS_MAX)
+    local_patterns: str = Field(default="", max_length=limits.PATTERNS_CHARS_MAX)
     max_size_mb: int = Field(default=500, ge=1, le=limits.SIZE_BYTES_MAX // MIB)
     max_inodes: int = Field(default=1_000_000, ge=limits.INODES_MIN, le=limits.INODES_MAX)
     allow_other: bool = False
@@ -181,6 +189,12 @@ class Settings(BaseModel):
             debounce_min_s=self.debounce_min_s,
             debounce_max_s=self.debounce_max_s,
             backup_interval_s=self.backup_interval_s,
+            backup_keep_last=self.backup_keep_last,
+            backup_keep_hourly=self.backup_keep_hourly,
+            backup_keep_daily=self.backup_keep_daily,
+            backup_keep_weekly=self.backup_keep_weekly,
+            backup_exclude=self.backup_exclude,
+            local_patterns=self.local_patterns,
             max_size_bytes=self.max_size_mb * MIB,
             max_inodes=self.max_inodes,
             allow_other=self.allow_other,
@@ -206,6 +220,11 @@ class Settings(BaseModel):
 
     def _check_together(self, sources: Mapping[str, str]) -> None:
         """What only the core can judge, or what concerns two settings."""
+        for name in ("backup_exclude", "local_patterns"):
+            try:
+                Patterns(split_patterns(getattr(self, name)))
+            except UserError as exc:
+                raise bad_setting(sources.get(name, name), exc.message, exc.remedy) from None
         try:
             name = "user_id"
             canonical_id(self.user_id, what="user id")

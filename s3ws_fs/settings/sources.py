@@ -75,6 +75,23 @@ OPTIONS: Final[dict[str, Option]] = {
     "backup_interval_s": Option(
         ("WORKSPACE_BACKUP_INTERVAL",), "Seconds between backups; 0 for none."
     ),
+    "backup_keep_last": Option(
+        ("WORKSPACE_BACKUP_KEEP_LAST",), "Backups that are kept: so many of the newest."
+    ),
+    "backup_keep_hourly": Option(
+        ("WORKSPACE_BACKUP_KEEP_HOURLY",), "And the newest of so many hours that have one."
+    ),
+    "backup_keep_daily": Option(("WORKSPACE_BACKUP_KEEP_DAILY",), "The same for days."),
+    "backup_keep_weekly": Option(("WORKSPACE_BACKUP_KEEP_WEEKLY",), "The same for weeks."),
+    "backup_exclude": Option(
+        ("WORKSPACE_BACKUP_EXCLUDE",),
+        "Patterns as in .gitignore, between ; or line ends: left out of backups.",
+    ),
+    "local_patterns": Option(
+        ("WORKSPACE_LOCAL",),
+        "Patterns of what backups leave out and restores leave alone, added to the defaults "
+        "(caches, node_modules, temporary files); !pattern takes one back.",
+    ),
     "max_size_mb": Option(("WORKSPACE_MAX_SIZE_MB",), "Quota in MiB."),
     "max_inodes": Option(("WORKSPACE_MAX_FILES",), "Quota of files and directories."),
     "allow_other": Option(("WORKSPACE_ALLOW_OTHER",), "Let other users into the mount."),

@@ -293,7 +293,9 @@ def _joined(ranges: Iterable[Range]) -> list[Range]:
 def list_backups(store: ScopedStore, pool: Executor | None = None) -> list[Backup]:
     """The workspace's backups, the newest first, with what their indexes' metadata says."""
     listed = store.list(backups.COMPRESSED_PREFIX)
-    found = backups.gather((item.key, item.size_bytes) for item in listed)[: backups.BACKUPS_MAX]
+    found = backups.gather((item.key, item.size_bytes, {}) for item in listed)[
+        : backups.BACKUPS_MAX
+    ]
     indexed = [backup for backup in found if backup.index_bytes is not None]
 
     def look(backup: Backup) -> dict[str, str]:

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import BinaryIO, Final, Self
 
 from s3ws_fs.cache.view import PATH_DEPTH_MAX, View
-from s3ws_fs.core import keys, layout
-from s3ws_fs.core.errors import FormatError, NotFoundError, S3wsError
+from s3ws_fs.core import failpoints, keys, layout
+from s3ws_fs.core.errors import FormatError, NotFoundError, UserError
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.records import InodeRec, decode_inode, decode_location
 from s3ws_fs.core.types import ROOT_INO, Location
@@ -53,7 +53,7 @@ OpenStore = Callable[[], ScopedStore]
 Progress = Callable[[int, int], None]
 
 
-class SpoolFullError(S3wsError):
+class SpoolFullError(UserError):
     """There is no room to copy the workspace out."""
 
 
@@ -196,6 +196,22 @@ class Tree:
         """Bytes that are only in the bucket still."""
         return sum(loc.length for items in self._cold.values() for _, loc in items)
 
+    def leave_cold(self) -> int:
+        """Leave out the files that are not all here; returns how many. The store is not asked."""
+        gone = set(self._cold)
+        self.left_out = sorted(
+            [*self.left_out, *(path for path, ino in self.walk() if ino in gone)]
+        )
+        self._children = {
+            parent: [item for item in items if item[1] not in gone]
+            for parent, items in self._children.items()
+        }
+        for ino in gone:
+            del self._inodes[ino]
+        self._cold = {}
+        self._paths = {}
+        return len(gone)
+
     def bring(
         self,
         inos: Iterable[int] | None = None,
@@ -265,7 +281,9 @@ class Tree:
         if at + len(data) > self._limit_bytes:
             raise SpoolFullError(
                 f"the workspace's bytes do not fit the {self._limit_bytes >> 20} MiB that may be "
-                "used beside the cache"
+                "used beside the cache",
+                remedy="Make room on the disk of the cache, or leave more out "
+                "(WORKSPACE_BACKUP_EXCLUDE). The workspace itself is saved as always.",
             )
         self._file.write(data)
         self._end = at + len(data)
@@ -378,6 +396,7 @@ def take(
     """
     path = directory / SPOOL_FILE
     path.unlink(missing_ok=True)
+    failpoints.hit(failpoints.SPOOL_BEFORE)
     file = create(path)
     tree = Tree(file, open_store, limit_bytes)
     try:
@@ -385,6 +404,7 @@ def take(
         with reader.read() as view:
             tree.copy(view, left_out)
         tree.flush()
+        failpoints.hit(failpoints.SPOOL_AFTER)
     except BaseException:
         tree.close()
         raise

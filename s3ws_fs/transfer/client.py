@@ -8,7 +8,8 @@ Invariants
    broken by a ping, and one that is not answered for STUCK_S ends it. What it does with the store
    may take as long as it takes: it answers pings all the while, with what it waits for (`late`).
 4. After a death the cache's reader slots are checked, so that a dead reader pins no pages.
-5. Credentials reach the worker by its environment only, and no other child of the daemon.
+5. Credentials reach the worker, and the snapshot child, by their environment only, and no other
+   child of the daemon.
 6. `hello["lease"]` is the newest proof that a worker reported: the next worker goes on from it.
 
 Called by replica (in the daemon, on the trio loop).
@@ -82,6 +83,11 @@ def withhold_credentials() -> None:
             _withheld[name] = value
 
 
+def environment() -> dict[str, str]:
+    """This process's environment with the credentials: for a child that talks to the store."""
+    return {**os.environ, **_withheld}
+
+
 Start = Callable[[], Awaitable[tuple[Running, trio.abc.Stream]]]
 """Starts a worker; the stream leads to it."""
 
@@ -94,7 +100,7 @@ async def start_process() -> tuple[Running, trio.abc.Stream]:
             # -P: what lies in the current directory is no module of ours.
             [sys.executable, "-P", "-m", "s3ws_fs.transfer.worker", "--fd", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
-            env={**os.environ, **_withheld},
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,

@@ -45,6 +45,8 @@ END_SOON_S: Final = 1.0
 NICENESS: Final = 5
 FETCH_REQUESTS: Final = frozenset({"fetch", "fetch-mirror", "check", "renew", "snap-list"})
 """Those with lanes of their own (invariant 4)."""
+KEEP_REQUESTS: Final = frozenset({"put-file", "list-below", "drop-below"})
+"""Backups and bundles: one at a time, in a lane of their own, so that no flush waits for them."""
 
 
 class Worker:
@@ -64,6 +66,7 @@ class Worker:
         self._flush_lane: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._end_soon = False
         self._fetches = means.pool(FETCH_LANES, "fetch")
+        self._keeps = means.pool(1, "keep")
 
     def run(self) -> None:
         """Serve until the parent's end closes or nothing was asked for IDLE_S."""
@@ -116,6 +119,8 @@ class Worker:
             job()
         elif ask["cmd"] in FETCH_REQUESTS:
             self._fetches.submit(job)
+        elif ask["cmd"] in KEEP_REQUESTS:
+            self._keeps.submit(job)
         else:
             self._flush_lane.put(job)
 

@@ -17,13 +17,25 @@ COUNTS = st.integers(0, 12)
 KEEPS = st.builds(Keep, COUNTS, COUNTS, COUNTS, COUNTS)
 
 
-def made(time_s: int, *, good: bool = True, index: bool = True, archive: bool = True) -> Backup:
+def made(
+    time_s: int,
+    *,
+    good: bool = True,
+    index: bool = True,
+    archive: bool = True,
+    missing: int = 0,
+) -> Backup:
     size = 1000 + time_s % 7
     return Backup(
         backups.name_of(time_s),
         size if archive else None,
         50 if index else None,
-        {backups.META_BYTES: str(size if good else size + 1)} if index else {},
+        {
+            backups.META_BYTES: str(size if good else size + 1),
+            backups.META_MISSING: str(missing),
+        }
+        if index
+        else {},
     )
 
 
@@ -49,26 +61,34 @@ def test_keeping_is_stable_and_grows_with_what_is_asked(times: list[int], keep: 
     assert staying <= kept(times, more)
 
 
-@given(st.lists(st.tuples(st.integers(0, 40 * DAY_S), st.sampled_from("gbia")), max_size=40), KEEPS)
+@given(
+    st.lists(st.tuples(st.integers(0, 40 * DAY_S), st.sampled_from("gbiam")), max_size=40), KEEPS
+)
 def test_pruning_never_drops_the_newest_good_one(
     described: list[tuple[int, str]], keep: Keep
 ) -> None:
     base = 1_700_000_000
     found = {
-        at: made(base + at, good=kind == "g", index=kind != "a", archive=kind != "i")
+        at: made(
+            base + at,
+            good=kind in "gm",
+            index=kind != "a",
+            archive=kind != "i",
+            missing=int(kind == "m"),
+        )
         for at, kind in described
     }
     now_s = base + 40 * DAY_S
     dropped = plan_prune(found.values(), keep, now_s)
-    good = [backup for backup in found.values() if backup.good]
-    if not good:
+    whole = [backup for backup in found.values() if backup.whole]
+    if not whole:
         assert dropped == []
         return
-    newest = max(good, key=lambda backup: backup.time_s)
+    newest = max(whole, key=lambda backup: backup.time_s)
     assert newest not in dropped
     for backup in dropped:
         assert backup.time_s < newest.time_s
-        assert backup.good or now_s - backup.time_s > backups.INCOMPLETE_S
+        assert backup.whole or now_s - backup.time_s > backups.INCOMPLETE_S
         assert all(backups.parse_key(key) is not None for key in backup.keys)
     left = [backup for backup in found.values() if backup not in dropped]
     assert plan_prune(left, keep, now_s) == []
@@ -101,13 +121,14 @@ def test_names_are_times(time_s: int) -> None:
 )
 def test_other_keys_are_left_alone(key: str) -> None:
     assert backups.parse_key(key) is None
-    assert gather([(key, 5)]) == []
+    assert gather([(key, 5, {})]) == []
 
 
 def test_a_listing() -> None:
     one, two = (made(1_700_000_000 + at) for at in (0, 5))
     listed = gather(
-        [(backups.archive_key(b.name), 5) for b in (one, two)] + [(backups.index_key(two.name), 3)]
+        [(backups.archive_key(b.name), 5, {}) for b in (one, two)]
+        + [(backups.index_key(two.name), 3, {})]
     )
     assert [(b.name, b.archive_bytes, b.index_bytes) for b in listed] == [
         (two.name, 5, 3),

@@ -15,8 +15,26 @@ from tests.support.files_model import Op
 WITH_A_KERNEL: Final = (failpoints.ANSWER_BEFORE,)
 """Points that only a real mount passes: tests/crash/daemons.py, tests/e2e/test_holder_once.py."""
 
-OF_OTHERS: Final = (failpoints.IMPORT_FILE, failpoints.IMPORT_AFTER, failpoints.OUTSIDE_PLACED)
-"""Passed only when somebody else writes to the bucket: tests/crash/test_outside_points.py."""
+OF_BACKUPS: Final = (
+    failpoints.SPOOL_BEFORE,
+    failpoints.SPOOL_AFTER,
+    failpoints.ARCHIVE_WRITTEN,
+    failpoints.KEEP_PUT_BEFORE,
+    failpoints.KEEP_PUT_AFTER,
+    failpoints.BACKUP_NOTED,
+    failpoints.KEEP_DROP_BEFORE,
+    failpoints.KEEP_DROP_AFTER,
+)
+"""Passed by backups alone: tests/crash/test_backup_points.py."""
+
+OF_OTHERS: Final = (
+    failpoints.IMPORT_FILE,
+    failpoints.IMPORT_AFTER,
+    failpoints.OUTSIDE_PLACED,
+    *OF_BACKUPS,
+)
+"""Passed only when somebody else writes to the bucket (tests/crash/test_outside_points.py), and by
+what stands beside the journal."""
 
 
 def write(path: str, size: int, at: int = 0) -> Op:

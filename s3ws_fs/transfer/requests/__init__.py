@@ -12,12 +12,13 @@ from typing import Final
 
 from s3ws_fs.transfer.requests.flush import Flush
 from s3ws_fs.transfer.requests.history import History
+from s3ws_fs.transfer.requests.keeping import Keeping
 from s3ws_fs.transfer.requests.opening import Opening
 from s3ws_fs.transfer.requests.outside import Outside
 from s3ws_fs.transfer.requests.reading import Reading
 from s3ws_fs.transfer.session import Group, Handler, Session
 
-GROUPS: Final[tuple[type[Group], ...]] = (Opening, Flush, Reading, Outside, History)
+GROUPS: Final[tuple[type[Group], ...]] = (Opening, Flush, Reading, Outside, History, Keeping)
 
 
 def handlers(session: Session) -> dict[str, Handler]:
