@@ -74,8 +74,8 @@ def check_cache(
     done = Checked(Report())
     report = done.report
     done.prefix = _identity(directory, report)
-    report.extend(_beside(directory))
     boot = syncpoint.current_boot_id() if boot_id is None else boot_id
+    report.extend(_beside(directory, boot))
     with contextlib.ExitStack() as stack:
         place: Path | None = directory
         if recovery.is_due(directory, boot):
@@ -107,13 +107,16 @@ def _identity(directory: Path, report: Report) -> str:
     return prefix
 
 
-def _beside(directory: Path) -> Iterator[Finding]:
+def _beside(directory: Path, boot_id: str) -> Iterator[Finding]:
     for path in sorted(directory.glob(recovery.QUARANTINES)):
         message = "kept because it could not be trusted; remove it when nobody needs it"
         yield make(Severity.NOTE, "quarantine", str(path), message)
     if syncpoint.read_boot(directory) is None:
         message = "the next mount takes it for an unclean end and goes back to the sync point"
         yield make(Severity.NOTE, "boot-file", syncpoint.BOOT_FILE, message)
+    if syncpoint.read_spoilt(directory, boot_id):
+        message = f"{syncpoint.SPOILT}; {recovery.REMEDY}"
+        yield damage("spoilt", syncpoint.BOOT_FILE, message)
 
 
 def _recovery(directory: Path) -> Iterator[Finding]:

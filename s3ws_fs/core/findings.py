@@ -43,6 +43,7 @@ CODES: Final[dict[str, str]] = {
     "engine-skipped": "the structure of a large file in use was not walked",
     "identity": "identity.json is missing, unreadable, or of another format",
     "boot-file": "boot.json is missing or unreadable beside a cache",
+    "spoilt": "a flush to the cache's disk failed, and the cache was not made anew yet",
     "recovery-due": "a power cut or reboot: the next mount goes back to the sync point",
     "sync-point": "no valid sync point, or one that is newer than the cache",
     "quarantine": "an older cache that could not be trusted is kept in quarantine",

@@ -15,7 +15,14 @@ from s3ws_fs.cache import engine
 from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.cache.checking import Checked, check_cache
 from s3ws_fs.cache.ownership import IDENTITY_FILE, LOCK_FILE
-from s3ws_fs.cache.syncpoint import BOOT_FILE, SIDE_FILE, SLOT_BYTES, Slot, encode_slot
+from s3ws_fs.cache.syncpoint import (
+    BOOT_FILE,
+    SIDE_FILE,
+    SLOT_BYTES,
+    Slot,
+    encode_slot,
+    note_boot,
+)
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.core import keys
 from s3ws_fs.core.errors import CacheError
@@ -147,6 +154,13 @@ def test_after_a_reboot_the_sync_point_is_judged(tmp_path: Path) -> None:
 def test_without_a_note_of_the_boot(place: Path) -> None:
     (place / BOOT_FILE).unlink()
     assert codes(check(place)) == ["boot-file", "recovery-due"]
+
+
+def test_after_a_failed_flush_of_the_disk(place: Path) -> None:
+    note_boot(place, BOOT, clean=False, spoilt=True)
+    found = check(place)
+    assert codes(found) == ["spoilt"] and not found.report.ok
+    assert codes(check(place, boot_id="boot-2")) == ["recovery-due"], "the sync point stands"
 
 
 def test_a_restore_that_was_cut_off(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import trio
 
 from s3ws_fs.cache.cache import COMMIT_PAGES_BYTES, Cache, Identity, open_cache
 from s3ws_fs.cache.durability import BYTES_BETWEEN_MAX, UNCOVERED_BYTES_MAX, Durability
-from s3ws_fs.cache.syncpoint import Pending
-from s3ws_fs.core.errors import FsError
+from s3ws_fs.cache.syncpoint import Pending, SyncPoints
+from s3ws_fs.core.errors import CacheError, FsError
 from s3ws_fs.core.records import InodeRec
 
 
@@ -276,6 +276,25 @@ async def test_a_failed_flush_is_nothing_that_a_new_process_forgets(
         await Durability(renewed).ensure()
     with _opened(tmp_path) as again:
         assert again.recovery == "kept" and not again.recovered.told()
+
+
+async def test_a_flush_that_fails_while_a_cache_is_opened_is_noted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _opened(tmp_path) as cache:
+        change(cache)
+
+    def fails(_: SyncPoints) -> None:
+        raise lmdb.DiskError("injected: Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SyncPoints, "_flush", fails)
+        with pytest.raises(CacheError, match="Input/output"):
+            _opened(tmp_path)
+    with _opened(tmp_path) as kept:
+        assert kept.points.spoilt and kept.generation == 1
+        with pytest.raises(FsError):
+            await Durability(kept).ensure()
 
 
 async def test_after_a_failed_flush_a_power_cut_leaves_the_sync_point_before(
