@@ -135,7 +135,7 @@ def _backup_lines(backup: dict[str, Any]) -> list[str]:
 def _cache_lines(cache: dict[str, Any]) -> list[str]:
     room, kept = _part(cache, "room"), cache.get("quarantines")
     said = [room.get("reason"), cache.get("sync_point_error"), cache.get("recovered")]
-    lines = [_line("cache", str(text)) for text in dict.fromkeys(said) if text]
+    lines = [_line("cache", text) for text in dict.fromkeys(str(text) for text in said if text)]
     titles = {"quarantines": "kept in quarantine (see `s3ws check`; remove what nobody needs)"}
     return lines + (_listed_lines("cache", cache, titles) if kept else [])
 

@@ -290,7 +290,9 @@ ANSWER: Final = {
 STATUS: Final = {
     "mountpoint": "/m", "pid": 1, "state": "ready", "uptime_s": 5.0,
     "workspace": {"prefix": "p"}, "store": {"location": "l"},
-    "cache": {"room": {"reason": "full"}, "recovered": "back", "quarantines": ["q"]},
+    "cache": {"room": {"reason": "full"}, "recovered": "back", "quarantines": ["q"],
+        "sync_point_error": "e",
+    },
     "generation": {"head": 5, "sealed": 4, "mirrored": 3},
     "dirty": {"files": 1, "bytes": 10, "oldest_age_s": 1.0, "records": 2},
     "flush": {"state": "idle", "next_due_s": 1.0, "last_sealed_age_s": 3},
