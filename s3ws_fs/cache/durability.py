@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -51,6 +51,8 @@ class Durability:
         self._lock = trio.Lock()
         self._kick = trio.Event()
         self._under_way_bytes = 0
+        self._over: trio.Event | None = None
+        """Set when those who are stopped may go on."""
         self.last_error: str | None = cache.recovered.why if cache.points.spoilt else None
         self._spoilt_s: float | None = None
         cache.on_bytes = self._on_bytes
@@ -112,13 +114,26 @@ class Durability:
         async with self._lock:
             await self._make()
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Meanwhile `hold` returns to nobody."""
+        over = self._over = trio.Event()
+        try:
+            yield
+        finally:
+            self._over = None
+            over.set()
+
     async def hold(self) -> None:
-        """Wait while too many bytes are beyond the newest sync point. Never raises.
+        """Wait while all are stopped, or too many bytes are beyond the newest sync point. Never
+        raises.
 
         Too many is UNCOVERED_BYTES_MAX, or less when the cache has little room, for what was freed
         serves again only after a sync point; out of room, freeing anything is enough.
         When the disk fails, it is fsync that says so; work goes on until the cache is full.
         """
+        while self._over is not None:
+            await self._over.wait()
         cache = self._cache
         headroom = cache.headroom
         uncovered_bytes = cache.uncovered_bytes + self._under_way_bytes

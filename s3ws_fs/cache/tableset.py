@@ -12,6 +12,7 @@ Called by cache.checking, and by transfer.audit (which fills one from the journa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -146,10 +147,10 @@ class PathFinder:
         return sorted(path for ino in inos for path in self.of(ino))
 
 
-def copy_out(view: View) -> TableSet:
-    """All records of a cache. Raises lmdb.Error when the engine can't read them."""
+def copy_out(view: View, tables: Iterable[str] = _COPIED) -> TableSet:
+    """The records of a cache, all or of these tables. Raises lmdb.Error if they can't be read."""
     made = TableSet()
-    for name in _COPIED:
+    for name in tables:
         with view.txn.cursor(db=getattr(view.db, name)) as cursor:
             setattr(made, name, dict(cursor))
     with view.txn.cursor(db=view.db.extents) as cursor:

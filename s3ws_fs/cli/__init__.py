@@ -28,6 +28,7 @@ from s3ws_fs.cli.look import cat, diff, log
 from s3ws_fs.cli.mounting import mount, restart, umount
 from s3ws_fs.cli.report import report_unexpected, report_user_error
 from s3ws_fs.cli.rescue import rescue
+from s3ws_fs.cli.rewind import restore, undo
 from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
 
 _EPILOG = """\b
@@ -65,7 +66,7 @@ def cli() -> None:
     """
 
 
-for _command in (mount, umount, restart, status, sync, ls, check, rescue, version):
+for _command in (mount, umount, restart, status, sync, ls, check, rescue, restore, undo, version):
     cli.add_command(_command)
 cli.add_command(git)
 for _command in (snapshot, snapshots, turn, diff, log, cat):

@@ -338,6 +338,21 @@ KEEP_DROP_AFTER: Final = _point(
     "All of what goes is gone; the newest good backup stands.",
 )
 
+# --- going back to an earlier state (fs/rewinding.py, replica/rewind.py) ------------------------
+
+REWIND_SNAPPED: Final = _point(
+    "rewind.snapped",
+    "The state before is a snapshot; the tree is as it was.",
+)
+REWIND_BEFORE: Final = _point(
+    "rewind.before",
+    "The state before is a snapshot; the tree is as it was.",
+)
+REWIND_AFTER: Final = _point(
+    "rewind.after",
+    "The tree is wholly as it was then, all of it dirty; the snapshot brings back what was before.",
+)
+
 # --- the end of a mount (daemon/daemon.py) ---------------------------------------------------
 
 FINAL_BEFORE: Final = _point(

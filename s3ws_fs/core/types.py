@@ -79,15 +79,17 @@ class Outdated:
 
     `names`: (parent inode, name) of entries that appeared, went, or stand for another inode.
     `inodes`: those with other attributes or bytes, and the directories of these names.
+    `attributes`: those of which only the attributes are others.
     """
 
     names: tuple[tuple[int, bytes], ...] = ()
     inodes: tuple[int, ...] = ()
+    attributes: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object; a character of a name is a byte."""
+        """As a JSON object; a character of a name is a byte. No attributes without pages."""
         names = [(parent, name.decode("latin-1")) for parent, name in self.names]
-        return {"names": names, "inodes": self.inodes}
+        return {"names": names, "inodes": (*self.inodes, *self.attributes)}
 
     @classmethod
     def from_json(cls, value: Any) -> Outdated:

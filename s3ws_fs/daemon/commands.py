@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -26,6 +28,7 @@ from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.daemon.backups import BackupCommands
 from s3ws_fs.daemon.history import HistoryCommands
 from s3ws_fs.daemon.parts import status_document
+from s3ws_fs.daemon.rewinding import RewindCommands
 from s3ws_fs.fuse import mount, table
 
 if TYPE_CHECKING:
@@ -97,6 +100,18 @@ class Followers:
         finally:
             self._channels.discard(send)
 
+    async def meanwhile(self, emit: server.Emit, work: Callable[[], Awaitable[Event]]) -> Event:
+        """Do something, and pass events on meanwhile. Raises what `work` raises."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.follow, emit)
+                result = await work()
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            # The client is told the error itself, with its exit code.
+            raise only_error(group) from None
+        return result
+
     def close(self) -> None:
         """There will be no more events."""
         self._closed = True
@@ -121,6 +136,7 @@ class Commands:
             "restart": self._restart,
             **HistoryCommands(self._life).handlers(),
             **BackupCommands(self._life).handlers(),
+            **RewindCommands(self._life).handlers(),
         }
 
     async def _status(self, args: Event, emit: server.Emit) -> Event:
@@ -150,17 +166,9 @@ class Commands:
             )
         if life.mount is not None:
             await mount.write_back(life.mount)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(life.followers.follow, emit)
-                result: Event = await life.parts.replica.sync(
-                    life.progress, outside=args.get("outside") is True
-                )
-                nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            # The client is told the error itself, with its exit code.
-            raise only_error(group) from None
-        return result
+        outside = args.get("outside") is True
+        sync = partial(life.parts.replica.sync, life.progress, outside=outside)
+        return await life.followers.meanwhile(emit, sync)
 
     async def _restart(self, args: Event, emit: server.Emit) -> Event:
         """Answers when all is ready for the next daemon; then this one ends."""

@@ -288,7 +288,7 @@ class Daemon:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._announce, parts, operations, ours)
-                    nursery.start_soon(_keep_running, "hydrator", parts.replica.hydrate)
+                    nursery.start_soon(_keep_running, "hydrator", parts.replica.keep_hydrated)
                     nursery.start_soon(
                         self.ending.leave_when_asked, parts, operations, ours, nursery
                     )
@@ -338,6 +338,7 @@ class Daemon:
     async def _tell_the_rest(self, parts: Parts) -> None:
         """What the daemon before had committed, and the kernel was not told of."""
         try:
+            await parts.finish_rewind()
             outdated = parts.fs.outdated()
             if outdated is None:
                 return

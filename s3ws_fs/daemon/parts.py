@@ -25,6 +25,7 @@ from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import FormatError, FsError
 from s3ws_fs.daemon.room import RoomKeeper
 from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.fs.names import REAP_BATCH
 from s3ws_fs.fuse.invalidate import KernelCache
 from s3ws_fs.replica import report
 from s3ws_fs.replica.follower import Follower
@@ -33,6 +34,9 @@ from s3ws_fs.replica.replicator import Replicator
 from s3ws_fs.snapshot.service import Backups
 
 log = logging.getLogger(__name__)
+
+ASK_BATCH: Final = 1024
+"""Deleted files that the kernel is asked about at once."""
 
 REAP_DELAY_S: Final = 0.2
 """How long deleted files wait for others, to go in one transaction with them."""
@@ -58,11 +62,14 @@ class Reaper:
             await trio.sleep(REAP_DELAY_S)
             due, self._due = self._due, trio.Event()
             try:
-                if kernel is not None and (doubtful := fs.doubtful()):
-                    unknown = await kernel.unknown_of(doubtful)
+                doubtful = fs.doubtful() if kernel is not None else []
+                for at in range(0, len(doubtful), ASK_BATCH):
+                    asked = doubtful[at : at + ASK_BATCH]
+                    unknown = await kernel.unknown_of(asked) if kernel is not None else None
                     if unknown is not None:
-                        fs.settle(doubtful, unknown)
-                fs.reap()
+                        fs.settle(asked, unknown)
+                while fs.reap(REAP_BATCH):
+                    await trio.lowlevel.checkpoint()
             except BaseException:
                 self._due = due
                 raise
@@ -121,6 +128,11 @@ class Parts:
         """The mount stands already, and the cache is its workspace."""
         self.replica.take_over()
         self.fs.take_over_orphans()
+
+    async def finish_rewind(self) -> None:
+        """The mount is served: what a daemon before could not have forgotten any more."""
+        if isinstance(self.replica, Replicator) and self.replica.rewinder is not None:
+            await self.replica.rewinder.finish()
 
     def drop_orphans(self) -> None:
         """After the mount: nobody can reach a deleted file any more. Never raises."""

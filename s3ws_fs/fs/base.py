@@ -10,6 +10,7 @@ Called by the modules of fs only.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 from collections.abc import Callable
 from typing import Final
@@ -87,16 +88,17 @@ class FsBase:
         self._doubtful.difference_update(asked)
         self._forgotten.update(ino for ino in unknown if ino in self._orphans)
 
-    def reap(self) -> bool:
-        """Drop the forgotten orphans now; whether there were any."""
-        found = bool(self._forgotten)
-        if found:
-            gone = self._forgotten
+    def reap(self, limit: int | None = None) -> bool:
+        """Drop the forgotten orphans now (`limit` of them); whether there were any."""
+        gone = self._forgotten
+        if limit is not None and len(gone) > limit:
+            gone = set(itertools.islice(gone, limit))
+        if gone:
             self._drop_orphans(sorted(gone))
             # Only now: what could not be dropped (disk full) waits for the next time.
-            self._forgotten = set()
+            self._forgotten = self._forgotten - gone
             self._orphans -= gone
-        return found
+        return bool(gone)
 
     def is_open(self, ino: int) -> bool:
         """Whether somebody here has a handle on it, or may have."""

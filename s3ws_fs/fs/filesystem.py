@@ -33,12 +33,13 @@ from s3ws_fs.fs import acls
 from s3ws_fs.fs.arrivals import ArrivalOps
 from s3ws_fs.fs.base import need
 from s3ws_fs.fs.data import ColdError
+from s3ws_fs.fs.rewinding import RewindOps
 
 STATFS_BLOCK_BYTES: Final = 4096
 _XATTR_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
 
 
-class FileSystem(ArrivalOps):
+class FileSystem(ArrivalOps, RewindOps):
     """One workspace's filesystem over its cache."""
 
     def make_root(self, *, uid: int, gid: int, mode: int) -> None:

@@ -51,15 +51,16 @@ _GONE: Final = frozenset({errno.ENOTCONN, errno.ENODEV, errno.EPERM, errno.EBADF
 _OUT_HEADER: Final = struct.Struct("=IiQ")
 """Length; which notification; 0, for it answers no request."""
 _INVAL_INODE: Final = struct.Struct("=Qqq")
-"""Inode, offset, length: (0, 0) is all pages."""
+"""Inode, offset, length: (0, 0) is all pages, a negative offset none."""
 _INVAL_ENTRY: Final = struct.Struct("=QII")
 """Parent, length of the name, flags; the name and a zero follow."""
 
 
-def inode_notice(inode: int) -> bytes:
-    """The notification that has the kernel forget an inode's attributes and pages."""
+def inode_notice(inode: int, *, attr_only: bool = False) -> bytes:
+    """The notification that has the kernel forget an inode's attributes, and pages."""
     length = _OUT_HEADER.size + _INVAL_INODE.size
-    return _OUT_HEADER.pack(length, 2, 0) + _INVAL_INODE.pack(inode, 0, 0)
+    offset = -1 if attr_only else 0
+    return _OUT_HEADER.pack(length, 2, 0) + _INVAL_INODE.pack(inode, offset, 0)
 
 
 def entry_notice(parent: int, name: bytes) -> bytes:
@@ -124,12 +125,15 @@ class KernelCache:
 
     async def forget(self, outdated: Outdated) -> None:
         """Make the kernel forget it. Raises OSError when it can't (then it may show the old)."""
-        names, inodes = outdated.names, outdated.inodes
+        names, inodes, attributes = outdated.names, outdated.inodes, outdated.attributes
         async with self._lock:
             for at in range(0, len(names), BATCH_MAX):
                 await self._tell([entry_notice(*name) for name in names[at : at + BATCH_MAX]])
             for at in range(0, len(inodes), BATCH_MAX):
                 await self._tell([inode_notice(inode) for inode in inodes[at : at + BATCH_MAX]])
+            for at in range(0, len(attributes), BATCH_MAX):
+                part = attributes[at : at + BATCH_MAX]
+                await self._tell([inode_notice(inode, attr_only=True) for inode in part])
 
     async def unknown_of(self, inodes: Sequence[int]) -> list[int] | None:
         """Which of these inodes the kernel does not know (any more); None when it can't be asked.

@@ -112,3 +112,7 @@ class Replica:
     async def hydrate(self) -> None:
         """Fetch everything cold in the background, then return."""
         await self._hydrator.run()
+
+    async def keep_hydrated(self) -> None:
+        """The service that does so as long as the mount is served."""
+        await self.hydrate()

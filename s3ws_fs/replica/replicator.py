@@ -38,6 +38,7 @@ from s3ws_fs.replica.flusher import Flusher
 from s3ws_fs.replica.importing import Import
 from s3ws_fs.replica.lease import LeaseKeeper
 from s3ws_fs.replica.outside import OutsideChanges
+from s3ws_fs.replica.rewind import Means, RewindAsk, Rewinder
 from s3ws_fs.replica.schedule import Schedule
 from s3ws_fs.replica.snapshots import Snapshots
 from s3ws_fs.transfer.client import Start, start_process
@@ -107,6 +108,10 @@ class Replicator(Replica):
         self._verified = False
         self._is_adopted = False
         self._paused = False
+        self._chilled = trio.Event()
+        self._stopped = durability.stopped
+        self.rewinder: Rewinder | None = None
+        """Restores; where there is a filesystem (see attach)."""
 
     def attach(self, fs: FileSystem) -> None:
         """Where what somebody else did to the mirror is brought into the workspace. Without it,
@@ -119,6 +124,20 @@ class Replicator(Replica):
         policy = self._config.outside_changes
         self._cycle.outside = OutsideChanges(self._cache, self.worker, fs, policy, forget)
         self._fs = fs
+        self.rewinder = Rewinder(
+            self._cache,
+            self.worker,
+            fs,
+            Means(
+                history=self.history.still,
+                snapshot=self.history.take,
+                sealed_generation=lambda: self.sealed_generation,
+                unsnap=self._unsnap,
+                forget=forget,
+                stopped=self._stopped,
+                chilled=lambda: self._chilled.set(),
+            ),
+        )
 
     @property
     def _outside(self) -> OutsideChanges | None:
@@ -168,6 +187,8 @@ class Replicator(Replica):
         self._flusher.load()
         if self._outside is not None:
             self._outside.load()
+        if self.rewinder is not None:
+            self.rewinder.take_over()
         self._is_adopted = True
         self._note_old_dirt()
 
@@ -217,6 +238,8 @@ class Replicator(Replica):
 
     async def run(self) -> None:
         """Flush when due, until cancelled (or fenced)."""
+        if self.rewinder is not None:
+            await self.rewinder.forgotten.wait()
         while self._flusher.fenced is None:
             await self._schedule.wait_due(self._idle_due_s)
             if not self._may_begin():
@@ -306,6 +329,36 @@ class Replicator(Replica):
         """Take a snapshot of what is there now (see Snapshots.take). Raises UserError."""
         async with self.history.still():
             return await self.history.take(kind, name)
+
+    async def _unsnap(self, snap: dict[str, Any]) -> None:
+        await self.worker.ask("unsnap", number=snap["number"], ident=snap["id"])
+
+    async def keep_hydrated(self) -> None:
+        """Fetch in the background what is cold, and what a restore brought back."""
+        while True:
+            await self.hydrate()
+            await self._chilled.wait()
+            self._chilled = trio.Event()
+
+    async def rewind(self, ask: RewindAsk, progress: Progress) -> dict[str, Any]:
+        """Bring an earlier state back (see rewind.Rewinder). Raises UserError."""
+        if self.rewinder is None:
+            raise UserError("this mount can't be restored")
+        if self._flusher.fenced is not None:
+            raise position.fenced_error(self._flusher.fenced)
+        try:
+            return await self.rewinder.run(ask, progress)
+        except (S3wsError, OSError) as exc:
+            if isinstance(exc, FencedError):
+                self._judge(exc)
+                raise position.fenced_error(exc) from exc
+            if isinstance(exc, UserError):
+                raise
+            raise UserError(
+                f"nothing was restored: {exc}",
+                remedy="Nothing was changed. See `s3ws status`, and try again.",
+                exit_code=ExitCode.STORE,
+            ) from exc
 
     async def _asked_cycle(self, progress: Progress) -> Exception | None:
         try:

@@ -39,7 +39,7 @@ from s3ws_fs.core.extents import extent_count
 from s3ws_fs.core.ids import RandBits
 from s3ws_fs.core.journal import Header
 from s3ws_fs.core.limits import EXTENT_BYTES
-from s3ws_fs.core.records import InodeRec, encode_location
+from s3ws_fs.core.records import InodeRec, decode_location, encode_location
 from s3ws_fs.core.types import BLOB_BIT, SELF_OBJECT, Location
 from s3ws_fs.transfer.spool import ObjectWriter, create
 from s3ws_fs.transfer.todo import MirrorTodo, collect_todo
@@ -357,15 +357,20 @@ def _extents(
 ) -> Iterator[tuple[int, bytes]]:
     for key in chunk_keys:
         data = view.txn.get(key, db=view.db.extents)
-        if data is not None:
-            yield keys.split_chunk_key(key)[1], data
-            continue
         standing = view.txn.get(key, db=view.db.chunks)
-        if standing is None:
-            gone.append(key)
-        else:
-            # Dirty, but cold again: what was sealed before is still its content.
+        if standing is not None and (data is None or _holds(standing, data)):
+            # Dirty, but cold, or as it was: what was sealed before is still its content.
             located[key] = standing
+        elif data is not None:
+            yield keys.split_chunk_key(key)[1], data
+        else:
+            gone.append(key)
+
+
+def _holds(standing: bytes, data: bytes) -> bool:
+    """Whether the bytes that a chunk record places are these."""
+    where = decode_location(standing)
+    return where.length == len(data) and where.digest == xxhash.xxh3_128_digest(data)
 
 
 def _write_checkpoint(

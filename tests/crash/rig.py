@@ -43,6 +43,7 @@ from s3ws_fs.core.findings import Report, Severity
 from s3ws_fs.core.layout import FILES_PREFIX
 from s3ws_fs.core.types import NeedExtents
 from s3ws_fs.replica import flusher, restore
+from s3ws_fs.replica.rewind import RewindAsk
 from s3ws_fs.store.base import ObjectStore
 from s3ws_fs.store.memory import MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
@@ -64,11 +65,16 @@ SYNC: Final = "sync"
 FINAL: Final = "final"
 HYDRATE: Final = "hydrate"
 DIE: Final = "die"
+UNDO: Final = "undo"
 Step = Op | str
-"""An operation, or one of SYNC, FINAL, HYDRATE, DIE, or one of these with a name behind it."""
+"""An operation, or one of SYNC, FINAL, HYDRATE, DIE, UNDO, or one of these with a name behind it.
+
+REWIND brings the snapshot of that name back, UNDO what was before.
+"""
 SNAPSHOT: Final = "snapshot "
 MARK: Final = "mark "
 DROP: Final = "drop "
+REWIND: Final = "rewind "
 
 DATA: Final = Path(DATA_DIR) / DATA_FILE
 FILES: Final = (DATA, Path(syncpoint.SIDE_FILE), Path(syncpoint.BOOT_FILE), Path("identity.json"))
@@ -181,6 +187,8 @@ class Rig:
         self._disk: Images = {}
         self._before: tuple[object, ...] = ()
         self._left: list[Step] = []
+        self._taken: dict[str, Files] = {}
+        self._undone = Files()
         self._is_mounted = False
         self.refused: list[str] = []
 
@@ -270,6 +278,7 @@ class Rig:
         elif step.startswith((SNAPSHOT, MARK)):
             kind = history.NAMED if step.startswith(SNAPSHOT) else history.TURN_BEGIN
             taken = await mount.replica.snapshot(kind, step.split()[1])
+            self._taken[step.split()[1]] = self.files.copy()
             known.sealed = max(known.sealed, taken["generation"])
             self.on_known(known)
         elif step.startswith(DROP):
@@ -282,9 +291,23 @@ class Rig:
             assert await mount.replica.final_flush(ignore) == []
             known.sealed = known.acknowledged
             self.on_known(known)
+        elif step.startswith(REWIND):
+            name = step.split()[1]
+            await self._rewind(mount, name, self._taken[name])
+        elif step == UNDO:
+            await self._rewind(mount, UNDO, self._undone)
         else:
             assert step == HYDRATE
             await mount.replica.hydrate()
+
+    async def _rewind(self, mount: Mount, ref: str, back: Files) -> None:
+        # Before it is done, as in `_operate`.
+        self.known.states[mount.cache.generation + 1] = back.state()
+        result = await mount.replica.rewind(RewindAsk(ref), ignore)
+        assert result["restored"], result
+        self.files, self._undone = back.copy(), self.files
+        self._acknowledge(mount)
+        self._drop_orphans(mount)
 
     async def _operate(self, mount: Mount, op: Op) -> None:
         wanted = self.files.apply(op)
@@ -297,8 +320,11 @@ class Rig:
             mount.cache.sync_point()
             self.known.synced = mount.cache.generation
         self._acknowledge(mount)
+        self._drop_orphans(mount)
+
+    def _drop_orphans(self, mount: Mount) -> None:
         if mount.fs._orphans:
-            self.known.states[mount.cache.generation + 1] = state
+            self.known.states[mount.cache.generation + 1] = self.files.state()
             for ino in list(mount.fs._orphans):
                 mount.fs.forget(ino)
             mount.fs.reap()

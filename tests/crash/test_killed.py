@@ -136,6 +136,7 @@ def test_states_are_those_of_the_model(plain: Plain) -> None:
     """The plain runs told the truth: else all of the above would be measured by itself."""
     files = Files()
     for step in FIRST:
+        # A restore, too, which is undone.
         if not isinstance(step, str):
             assert files.apply(step) == 0
     assert plain.rigs["first"].known.states[plain.sealed] == files.state()

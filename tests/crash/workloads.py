@@ -9,7 +9,7 @@ import random
 from typing import Final
 
 from s3ws_fs.core import failpoints
-from tests.crash.rig import DROP, FINAL, HYDRATE, MARK, SNAPSHOT, SYNC, Step
+from tests.crash.rig import DROP, FINAL, HYDRATE, MARK, REWIND, SNAPSHOT, SYNC, UNDO, Step
 from tests.support.files_model import Op
 
 WITH_A_KERNEL: Final = (failpoints.ANSWER_BEFORE,)
@@ -65,6 +65,8 @@ FIRST: Final[tuple[Step, ...]] = (
     Op("append", "e/a", data=b"more"),
     f"{MARK}turn",
     Op("append", "e/a", data=b"and more"),
+    f"{REWIND}one",
+    UNDO,
     f"{SNAPSHOT}two",
     SYNC,
     Op("rmdir", "x"),

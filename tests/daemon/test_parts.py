@@ -22,10 +22,12 @@ class _Reaped:
         self.times: list[float] = []
         self.failing = failing
 
-    def reap(self) -> None:
+    def reap(self, _: int) -> bool:
+        """Whether more may wait."""
         self.times.append(trio.current_time())
         if self.failing:
             raise FsError(errno.ENOSPC)
+        return False
 
 
 async def test_deleted_files_go_together_soon(autojump_clock: MockClock) -> None:

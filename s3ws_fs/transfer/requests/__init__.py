@@ -16,9 +16,18 @@ from s3ws_fs.transfer.requests.keeping import Keeping
 from s3ws_fs.transfer.requests.opening import Opening
 from s3ws_fs.transfer.requests.outside import Outside
 from s3ws_fs.transfer.requests.reading import Reading
+from s3ws_fs.transfer.requests.rewinding import Rewinding
 from s3ws_fs.transfer.session import Group, Handler, Session
 
-GROUPS: Final[tuple[type[Group], ...]] = (Opening, Flush, Reading, Outside, History, Keeping)
+GROUPS: Final[tuple[type[Group], ...]] = (
+    Opening,
+    Flush,
+    Reading,
+    Outside,
+    History,
+    Keeping,
+    Rewinding,
+)
 
 
 def handlers(session: Session) -> dict[str, Handler]:
