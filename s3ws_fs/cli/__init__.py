@@ -22,6 +22,7 @@ import s3ws_fs
 from s3ws_fs.cli.backups import backup, backups, restore_backup
 from s3ws_fs.cli.check import check
 from s3ws_fs.cli.commands import ls, status, sync, version
+from s3ws_fs.cli.fork import fork
 from s3ws_fs.cli.git import git
 from s3ws_fs.cli.history import snapshot, snapshots, turn
 from s3ws_fs.cli.look import cat, diff, log
@@ -51,6 +52,7 @@ Exit codes:
   15  restart: this mount can't be handed to another daemon
   16  another mount holds the workspace's lease
   17  history has no such point, snapshot or turn (any more)
+  18  fork: the conversation has a workspace already
 """
 
 
@@ -69,7 +71,7 @@ def cli() -> None:
 for _command in (mount, umount, restart, status, sync, ls, check, rescue, restore, undo, version):
     cli.add_command(_command)
 cli.add_command(git)
-for _command in (snapshot, snapshots, turn, diff, log, cat):
+for _command in (snapshot, snapshots, turn, diff, log, cat, fork):
     cli.add_command(_command)
 for _command in (backup, backups, restore_backup):
     cli.add_command(_command)

@@ -28,7 +28,7 @@ import click
 
 from s3ws_fs.cli import changes, report
 from s3ws_fs.cli.patch import Patch
-from s3ws_fs.cli.workspace import Workspace, chosen, inside, workspace_flags
+from s3ws_fs.cli.workspace import Workspace, chosen, inside, sealed_first, workspace_flags
 from s3ws_fs.core import history
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.treediff import Change, by_files, select
@@ -47,7 +47,6 @@ LOG_SHOWN: Final = 20
 """Changes printed of one seal."""
 LOG_JSON_MAX: Final = 10_000
 """Changes of one seal in JSON."""
-_UNSEALED: Final = (history.HEAD, history.GENERATION)
 
 
 def _resolve(
@@ -55,12 +54,10 @@ def _resolve(
 ) -> tuple[Points, list[Point]]:
     """The points that are meant, after a seal where it matters."""
     wanted = list(refs)
-    now_ns = time.time_ns()
-    if any(history.parse_ref(ref, now_ns).form in _UNSEALED for ref in wanted):
-        with report.progress("seal", as_json=as_json) as on_event:
-            workspace.seal(on_event)
+    with report.progress("seal", as_json=as_json) as on_event:
+        sealed_first(workspace, wanted, on_event)
     survey = points.survey_points(store)
-    return survey, [points.resolve(store, ref, now_ns, survey) for ref in wanted]
+    return survey, [points.resolve(store, ref, time.time_ns(), survey) for ref in wanted]
 
 
 def _point_json(ref: str, point: Point) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from s3ws_fs.cli.check import NOWHERE
 from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
 from s3ws_fs.control import client, registry
 from s3ws_fs.control.registry import MountInfo
+from s3ws_fs.core import history
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import (
     ExitCode,
@@ -93,14 +95,25 @@ class Workspace:
         client.request(path, "sync", {}, on_event=on_event)
 
 
+_UNSEALED: Final = (history.HEAD, history.GENERATION)
+"""Forms of references that may mean what is not sealed yet."""
+
+
+def sealed_first(workspace: Workspace, refs: Iterable[str], on_event: launch.EventSink) -> None:
+    """Seal what is there now when one of the references may mean it. Raises UserError."""
+    now_ns = time.time_ns()
+    if any(history.parse_ref(ref, now_ns).form in _UNSEALED for ref in refs):
+        workspace.seal(on_event)
+
+
 def chosen(mountpoint: str | None, overrides: dict[str, Any]) -> Workspace:
     """The workspace that is meant. Raises UserError (exit 3, 4)."""
     info = registered(mountpoint) if mountpoint is not None else None
     if info is None and not overrides.get("conversation_id"):
         info = _here()
     if info is not None:
-        return Workspace(_config(_of_mount(info, overrides)), info)
-    config = _config(overrides)
+        return Workspace(config_of(_of_mount(info, overrides)), info)
+    config = config_of(overrides)
     return Workspace(config, mount_of(config))
 
 
@@ -172,7 +185,8 @@ def _of_mount(info: MountInfo, overrides: dict[str, Any]) -> dict[str, Any]:
     return said | given
 
 
-def _config(overrides: dict[str, Any]) -> MountConfig:
+def config_of(overrides: dict[str, Any]) -> MountConfig:
+    """The configuration that the settings name."""
     return Settings.load(os.environ, overrides).mount_config(NOWHERE)
 
 

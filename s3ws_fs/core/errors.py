@@ -43,6 +43,7 @@ class ExitCode(enum.IntEnum):
     CANT_RESTART = 15
     HELD = 16
     NO_SUCH_POINT = 17
+    EXISTS = 18
     RESTART = 75
 
 

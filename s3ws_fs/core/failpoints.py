@@ -363,3 +363,25 @@ FINAL_AFTER: Final = _point(
     "final.after",
     "Everything is sealed and mirrored; the cache is not closed, and nobody was told yet.",
 )
+
+# --- a fork (transfer/forking.py) ------------------------------------------------------------
+
+FORK_BEGUN: Final = _point(
+    "fork.begun",
+    "The lease of the new conversation is held, and fork.json says that it is no workspace yet; "
+    "the source is as it was, and a second try makes it whole.",
+)
+FORK_COPIED: Final = _point(
+    "fork.copied",
+    "Some objects are copied; no workspace stands there, none can be mounted, the source is as it "
+    "was, and a second try makes it whole.",
+)
+FORK_SEALED: Final = _point(
+    "fork.sealed",
+    "All objects and segment 1 stand, workspace.json does not: no workspace stands there, none can "
+    "be mounted, and a second try makes it whole.",
+)
+FORK_MADE: Final = _point(
+    "fork.made",
+    "The new workspace is whole; fork.json is left, and means nothing any more.",
+)

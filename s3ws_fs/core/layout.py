@@ -9,6 +9,7 @@ Keys (docs/format.md; all relative to the workspace prefix)
     journal/history.json            from which segment on every point is kept
     journal/mirrored.json           generation up to which the mirror was last complete
     journal/lease.json              who may write, and for how long
+    journal/fork.json               while a fork is made: what stands here is no workspace yet
     files/{escaped path}            the mirror
 
 Invariants
@@ -32,6 +33,7 @@ from s3ws_fs.core.types import BLOB_BIT
 WORKSPACE_KEY: Final = "journal/workspace.json"
 MIRRORED_KEY: Final = "journal/mirrored.json"
 LEASE_KEY: Final = "journal/lease.json"
+FORK_KEY: Final = "journal/fork.json"
 SEG_PREFIX: Final = "journal/seg/"
 CKPT_PREFIX: Final = "journal/ckpt/"
 BLOB_PREFIX: Final = "journal/blob/"

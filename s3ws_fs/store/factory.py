@@ -24,6 +24,12 @@ def open_store(config: StoreConfig, prefix: str, *, read_only: bool = False) -> 
     return ScopedStore(_open(config, read_only), prefix, read_only=read_only)
 
 
+def open_two(config: StoreConfig, source: str, target: str) -> tuple[ScopedStore, ScopedStore]:
+    """One store seen through two prefixes: `source` for reading only, and `target`."""
+    inner = _open(config, False)
+    return ScopedStore(inner, source, read_only=True), ScopedStore(inner, target)
+
+
 def _open(config: StoreConfig, read_only: bool) -> ObjectStore:
     if config.type == "s3":
         from s3ws_fs.store.s3 import S3Store

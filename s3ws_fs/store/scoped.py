@@ -114,6 +114,15 @@ class ScopedStore:
             if_match=if_match,
         )
 
+    def copy_from(self, source: ScopedStore, src: str, dst: str) -> str:
+        """Copy an object of another prefix of the same store into this one; returns the ETag.
+
+        Content type and metadata are the source's. Raises as ObjectStore.copy.
+        """
+        if source._inner is not self._inner:
+            raise PermanentError("copy", dst, "the source is another store")
+        return self._inner.copy(source._full("get", src), self._full("copy", dst))
+
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """See ObjectStore.delete."""
         self._inner.delete(self._full("delete", key), if_match=if_match)

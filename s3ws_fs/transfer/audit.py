@@ -51,6 +51,7 @@ SINGLE: Final = (
     layout.MIRRORED_KEY,
     layout.LEASE_KEY,
     layout.HISTORY_KEY,
+    layout.FORK_KEY,
 )
 
 

@@ -218,6 +218,11 @@ class GatedStore(ScopedStore):
         with self._gate.passing((dst,)):
             return super().copy(src, dst, **more)
 
+    def copy_from(self, source: ScopedStore, src: str, dst: str) -> str:
+        """See ScopedStore.copy_from."""
+        with self._gate.passing((dst,)):
+            return super().copy_from(source, src, dst)
+
     def delete(self, key: str, *, if_match: str | None = None) -> None:
         """See ObjectStore.delete."""
         with self._gate.passing((key,)):

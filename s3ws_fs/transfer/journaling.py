@@ -95,15 +95,21 @@ def read_workspace(store: ScopedStore) -> str | None:
     return uuid
 
 
-def make_workspace(store: ScopedStore, uuid: str, created_ns: int) -> str:
-    """Create journal/workspace.json unless it exists; returns the uuid that counts."""
+def workspace_body(uuid: str, created_ns: int, **more: Any) -> bytes:
+    """The bytes of journal/workspace.json."""
     body = {
         "format": FORMAT_VERSION,
         "workspace": uuid,
         "extent_bytes": EXTENT_BYTES,
         "created_ns": created_ns,
+        **more,
     }
-    raw = json.dumps(body | {"digest": journal.json_digest(body)}, indent=1).encode()
+    return json.dumps(body | {"digest": journal.json_digest(body)}, indent=1).encode()
+
+
+def make_workspace(store: ScopedStore, uuid: str, created_ns: int) -> str:
+    """Create journal/workspace.json unless it exists; returns the uuid that counts."""
+    raw = workspace_body(uuid, created_ns)
     try:
         store.put(layout.WORKSPACE_KEY, raw, content_type="application/json", if_none_match=True)
     except ConflictError:
@@ -162,9 +168,25 @@ def read_header(store: ScopedStore, key: str) -> tuple[Header, str]:
     return read_twice(read)
 
 
+def require_no_fork(store: ScopedStore) -> None:
+    """Raise UserError where a fork is being made, or was not finished: it is no workspace yet."""
+    try:
+        store.head(layout.FORK_KEY)
+    except NotFoundError:
+        return
+    raise UserError(
+        "a fork into this conversation is under way, or was not finished",
+        remedy="Run `s3ws fork` again to finish it. To give it up, remove everything below "
+        f"{store.prefix}journal/ (there is nothing else of it).",
+        exit_code=ExitCode.STORE,
+    )
+
+
 def survey(store: ScopedStore) -> JournalState:
     """What stands in the bucket, by four requests. Raises StoreError, FormatError, UserError."""
     workspace = read_workspace(store)
+    if workspace is None:
+        require_no_fork(store)
     checkpoint = max((n for n, _, _ in numbers(store, layout.CKPT_PREFIX)), default=0)
     after = layout.seg_key(checkpoint - 1) if checkpoint > 1 else ""
     found = sorted(

@@ -27,14 +27,23 @@ OF_BACKUPS: Final = (
 )
 """Passed by backups alone: tests/crash/test_backup_points.py."""
 
+OF_FORKS: Final = (
+    failpoints.FORK_BEGUN,
+    failpoints.FORK_COPIED,
+    failpoints.FORK_SEALED,
+    failpoints.FORK_MADE,
+)
+"""Passed when a workspace is forked: tests/crash/test_fork_points.py."""
+
 OF_OTHERS: Final = (
     failpoints.IMPORT_FILE,
     failpoints.IMPORT_AFTER,
     failpoints.OUTSIDE_PLACED,
     *OF_BACKUPS,
+    *OF_FORKS,
 )
-"""Passed only when somebody else writes to the bucket (tests/crash/test_outside_points.py), and by
-what stands beside the journal."""
+"""Passed only when somebody else writes to the bucket (tests/crash/test_outside_points.py), by
+what stands beside the journal, and by other commands."""
 
 
 def write(path: str, size: int, at: int = 0) -> Op:
