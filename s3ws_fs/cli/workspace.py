@@ -92,7 +92,7 @@ class Workspace:
         if info is None or not info.is_alive():
             return
         path = registry.socket_path(runtime_dir(), info.mountpoint)
-        client.request(path, "sync", {}, on_event=on_event)
+        client.request(path, "seal", {}, on_event=on_event)
 
 
 _UNSEALED: Final = (history.HEAD, history.GENERATION)
