@@ -2,32 +2,26 @@
 
 Invariants
 1. What is taken or removed is asked of the daemon of a mount: only it may write to the bucket.
-2. `snapshots` without a mount reads the bucket, which is opened for reading only.
+2. `snapshots` without a living mount reads the bucket, which is opened for reading only.
 
 Called by cli only.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
 
 from s3ws_fs.cli import report
-from s3ws_fs.cli.check import NOWHERE
 from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
+from s3ws_fs.cli.workspace import Workspace, chosen, mount_here
 from s3ws_fs.control import client, registry
-from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import ExitCode, FormatError, StoreError, UserError
+from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.history import KINDS, NAMED
-from s3ws_fs.settings import Settings
-from s3ws_fs.store.factory import open_store
-from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import journaling, snaps
 
 TIMEOUT_S: Final = 60.0
@@ -47,27 +41,20 @@ _MOUNTPOINT = click.argument(
 )
 
 
-def mount_here(mountpoint: str | None) -> str:
-    """The mount point given, or that of the mount in which this command was started."""
-    if mountpoint is not None:
-        return mountpoint
-    here = os.getcwd()  # noqa: PTH109 - a string is compared
-    infos, _ = registry.list_mounts(runtime_dir())
-    for info in sorted(infos, key=lambda info: -len(info.mountpoint)):
-        if f"{here}/".startswith(info.mountpoint.rstrip("/") + "/"):
-            return info.mountpoint
-    raise UserError(
-        "No mount point is named, and the current directory is in no mount of this host.",
-        remedy="`s3ws status` lists the mounts.",
-        exit_code=ExitCode.NOT_MOUNTED,
-    )
-
-
 def ask_daemon(
-    mountpoint: str, cmd: str, args: dict[str, Any], timeout_s: float | None
+    mountpoint: str | None, cmd: str, args: dict[str, Any], timeout_s: float
 ) -> dict[str, Any]:
-    """What the daemon of a mount answers. Raises UserError: exit 6 when it takes too long."""
-    info = registered(mountpoint)
+    """What the daemon of a mount answers; without MOUNTPOINT of that of the current directory.
+
+    Raises UserError: exit 4 without a living mount, exit 6 when it takes too long.
+    """
+    info = mount_here() if mountpoint is None else registered(mountpoint)
+    if info is None:
+        raise UserError(
+            "No mount point is named, and the current directory is in no mount of this host.",
+            remedy="`s3ws status` lists the mounts.",
+            exit_code=ExitCode.NOT_MOUNTED,
+        )
     if not info.is_alive():
         raise UserError(
             f"The daemon of {info.mountpoint!a} is dead (it was {info.pid}).",
@@ -83,30 +70,6 @@ def ask_daemon(
             remedy="The store may not answer: `s3ws status` tells. Look at `s3ws snapshots` before "
             "you ask again.",
             exit_code=ExitCode.STORE,
-        ) from exc
-
-
-@contextmanager
-def bucket_of(overrides: dict[str, Any]) -> Iterator[tuple[ScopedStore, MountConfig]]:
-    """The bucket of the workspace that settings name, for reading. Raises UserError."""
-    config = Settings.load(os.environ, overrides).mount_config(NOWHERE)
-    try:
-        store = open_store(config.store, config.workspace.prefix, read_only=True)
-        try:
-            yield store, config
-        finally:
-            store.close()
-    except StoreError as exc:
-        raise UserError(
-            f"The store {config.store.location} can't be read: {exc}",
-            remedy="Check endpoint, credentials and bucket; nothing was changed.",
-            exit_code=ExitCode.STORE,
-        ) from exc
-    except FormatError as exc:
-        raise UserError(
-            f"The workspace in the bucket is damaged: {exc}",
-            remedy="`s3ws check --bucket` says more; nothing was changed.",
-            exit_code=ExitCode.DAMAGED,
         ) from exc
 
 
@@ -127,7 +90,7 @@ def snapshot(
     if name is not None and delete is not None:
         raise click.UsageError("--name and --delete exclude each other.")
     args = {"name": name} if delete is None else {"delete": delete}
-    result = ask_daemon(mount_here(mountpoint), "snapshot", args, timeout_s)
+    result = ask_daemon(mountpoint, "snapshot", args, timeout_s)
     if as_json:
         report.echo_json(result)
     elif delete is not None:
@@ -150,7 +113,7 @@ def _turn_command(mark: str) -> click.Command:
     @_TIMEOUT
     @_JSON
     def command(name: str, mountpoint: str | None, timeout_s: float, as_json: bool) -> None:
-        result = ask_daemon(mount_here(mountpoint), "turn", {"name": name, "mark": mark}, timeout_s)
+        result = ask_daemon(mountpoint, "turn", {"name": name, "mark": mark}, timeout_s)
         if as_json:
             report.echo_json(result)
         else:
@@ -182,10 +145,11 @@ def snapshots(mountpoint: str | None, kind: str | None, as_json: bool, **overrid
 
     Exit code 12 when one of them is damaged.
     """
-    if mountpoint is not None:
-        result = ask_daemon(mountpoint, "snapshots", {}, TIMEOUT_S)
+    workspace = chosen(mountpoint, overrides)
+    if workspace.info is not None and workspace.info.is_alive():
+        result = ask_daemon(workspace.info.mountpoint, "snapshots", {}, TIMEOUT_S)
     else:
-        result = _read(overrides)
+        result = _read(workspace)
     found = [each for each in result["snapshots"] if kind in (None, each["kind"])]
     if as_json:
         report.echo_json({"snapshots": found, "damaged": result["damaged"]})
@@ -197,17 +161,17 @@ def snapshots(mountpoint: str | None, kind: str | None, as_json: bool, **overrid
     return ExitCode.DAMAGED if result["damaged"] else ExitCode.OK
 
 
-def _read(overrides: dict[str, Any]) -> dict[str, Any]:
-    with bucket_of(overrides) as (store, config):
-        workspace = journaling.read_workspace(store)
-        if workspace is None:
+def _read(workspace: Workspace) -> dict[str, Any]:
+    with workspace.store() as store:
+        uuid = journaling.read_workspace(store)
+        if uuid is None:
             raise UserError(
-                f"There is no workspace {config.workspace.prefix} of {config.store.location}.",
+                f"There is no workspace {workspace.name}.",
                 remedy="Check the ids and the bucket.",
-                exit_code=ExitCode.BAD_SETTINGS,
+                exit_code=ExitCode.NO_SUCH_POINT,
             )
-        with ThreadPoolExecutor(config.store.max_parallel, "snapshots") as pool:
-            found, damaged = snaps.read_all(store, workspace, {}, pool)
+        with ThreadPoolExecutor(workspace.config.store.max_parallel, "snapshots") as pool:
+            found, damaged = snaps.read_all(store, uuid, {}, pool)
     return {
         "snapshots": snaps.list_json(found),
         "damaged": [{"key": key, "why": why} for key, why in damaged],

@@ -8,7 +8,7 @@ Invariants
 2. Of a mount, what it says counts (ids, prefix, bucket), except for flags: the environment may be
    of another workspace.
 
-Called by cli.look and cli.fork.
+Called by cli.history, cli.look and cli.fork.
 """
 
 from __future__ import annotations
@@ -86,13 +86,14 @@ class Workspace:
     def seal(self, on_event: launch.EventSink) -> None:
         """Ask its mount to seal what is there now; without a living mount there is nothing to ask.
 
-        Raises UserError when the mount can't (exit 6, 7, 9).
+        It does not wait for the mirror. Raises UserError when the mount can't (exit 6, 9).
         """
         info = self.info
         if info is None or not info.is_alive():
             return
         path = registry.socket_path(runtime_dir(), info.mountpoint)
-        client.request(path, "seal", {}, on_event=on_event)
+        on_event({"phase": "sealing"})
+        client.request(path, "seal", timeout_s=None)
 
 
 _UNSEALED: Final = (history.HEAD, history.GENERATION)
@@ -110,7 +111,7 @@ def chosen(mountpoint: str | None, overrides: dict[str, Any]) -> Workspace:
     """The workspace that is meant. Raises UserError (exit 3, 4)."""
     info = registered(mountpoint) if mountpoint is not None else None
     if info is None and not overrides.get("conversation_id"):
-        info = _here()
+        info = mount_here()
     if info is not None:
         return Workspace(config_of(_of_mount(info, overrides)), info)
     config = config_of(overrides)
@@ -130,7 +131,7 @@ def mount_of(config: MountConfig) -> MountInfo | None:
     return None
 
 
-def _here() -> MountInfo | None:
+def mount_here() -> MountInfo | None:
     """The mount that the current directory is in."""
     try:
         # The kernel knows it by name: a dead mount is not touched.
@@ -152,7 +153,7 @@ def inside(path: str, info: MountInfo | None) -> bytes:
     """
     top = "/" if info is None else info.mountpoint
     here = top
-    if info is not None and (mount := _here()) is not None and mount.mountpoint == top:
+    if info is not None and (mount := mount_here()) is not None and mount.mountpoint == top:
         here = os.getcwd()  # noqa: PTH109
     # A workspace without a mount has "/" as its own root, so that ".." can't leave it.
     found = os.path.normpath(os.path.join(here, path))  # noqa: PTH118

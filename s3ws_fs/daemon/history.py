@@ -18,6 +18,7 @@ from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.fuse import mount
 from s3ws_fs.replica.follower import Follower
 from s3ws_fs.replica.replicator import Replicator
+from s3ws_fs.replica.snapshots import list_snapshots
 
 if TYPE_CHECKING:
     from s3ws_fs.daemon.daemon import Daemon
@@ -27,15 +28,20 @@ Event = dict[str, Any]
 MARKS: Final = {"begin": history.TURN_BEGIN, "end": history.TURN_END}
 
 
-def replicator_of(life: Daemon) -> Replicator:
-    """The replica of a mount that is up and writes. Raises UserError."""
+def replica_of(life: Daemon) -> Replicator | Follower:
+    """The replica of a mount that is up. Raises UserError."""
     if life.parts is None or life.state == "restoring":
         raise UserError(
             "the workspace is not mounted yet",
             remedy="try again when it is",
             exit_code=ExitCode.NOT_MOUNTED,
         )
-    replica = life.parts.replica
+    return life.parts.replica
+
+
+def replicator_of(life: Daemon) -> Replicator:
+    """The same, of a mount that writes."""
+    replica = replica_of(life)
     if isinstance(replica, Follower):
         raise UserError(
             "this mount is read-only",
@@ -84,11 +90,14 @@ class HistoryCommands:
         return await replica.snapshot(kind, name)
 
     async def _snapshots(self, args: Event, emit: server.Emit) -> Event:
-        return await replicator_of(self._life).history.list()
+        return await list_snapshots(replica_of(self._life).worker)
 
     async def _seal(self, args: Event, emit: server.Emit) -> Event:
         """Seal now, for who looks at the newest point in the bucket; the mirror follows later."""
-        replica = replicator_of(self._life)
+        replica = replica_of(self._life)
+        if isinstance(replica, Follower):
+            # There is nothing that could be sealed.
+            return {}
         await self._write_back()
         async with replica.history.still():
             sealed = await replica.history.seal()

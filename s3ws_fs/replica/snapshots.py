@@ -104,19 +104,6 @@ class Snapshots:
         async with self.still():
             return await self._ask("the snapshot was not removed", "snap-drop", ref=ref)
 
-    async def list(self) -> dict[str, Any]:
-        """All snapshots. Raises UserError."""
-        found: list[dict[str, Any]] = []
-
-        async def on_part(part: dict[str, Any], _: memoryview) -> None:
-            found.extend(part["snapshots"])
-
-        try:
-            done = await self._worker.ask("snap-list", on_part)
-        except Exception as exc:
-            raise _as_user_error("the snapshots could not be read", exc) from exc
-        return {"snapshots": found, "damaged": done["damaged"]}
-
     async def _ask(self, failed: str, cmd: str, **args: Any) -> dict[str, Any]:
         try:
             return await self._worker.ask(cmd, **args)
@@ -124,6 +111,20 @@ class Snapshots:
             if isinstance(exc, FencedError):
                 self._judge(exc)
             raise _as_user_error(failed, exc) from exc
+
+
+async def list_snapshots(worker: WorkerClient) -> dict[str, Any]:
+    """All snapshots, also for a mount that only reads. Raises UserError."""
+    found: list[dict[str, Any]] = []
+
+    async def on_part(part: dict[str, Any], _: memoryview) -> None:
+        found.extend(part["snapshots"])
+
+    try:
+        done = await worker.ask("snap-list", on_part)
+    except Exception as exc:
+        raise _as_user_error("the snapshots could not be read", exc) from exc
+    return {"snapshots": found, "damaged": done["damaged"]}
 
 
 def _name_of(created_ns: int) -> str:

@@ -18,6 +18,7 @@ from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.history import BEFORE_RESTORE, NAMED, TURN_BEGIN, TURN_END
 from s3ws_fs.replica import flusher
+from s3ws_fs.replica.snapshots import list_snapshots
 from s3ws_fs.store.memory import Fault, MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import points, snaps
@@ -74,7 +75,7 @@ async def test_a_snapshot_holds_what_was_there(
     assert files_at(store, "head") == {"a": b"second"}
     point = points.resolve(store, "one", 0)
     assert (point.number, point.generation) == (taken["number"], taken["generation"])
-    listed = await m.replica.history.list()
+    listed = await list_snapshots(m.replica.worker)
     assert [each["ref"] for each in listed["snapshots"]] == ["one"]
     assert listed["damaged"] == []
 
@@ -219,7 +220,7 @@ async def test_one_more_than_may_be(m: Mount, store: ScopedStore, memory: Memory
         await m.replica.snapshot(NAMED, "b")
         # The oldest automatic one gives its place.
         await m.replica.snapshot(NAMED, "c")
-        left = {each["ref"] for each in (await m.replica.history.list())["snapshots"]}
+        left = {each["ref"] for each in (await list_snapshots(m.replica.worker))["snapshots"]}
         assert left == {"a", "b", "c"}
         for kind, name in ((NAMED, "d"), (TURN_BEGIN, "u"), (BEFORE_RESTORE, "")):
             with pytest.raises(UserError, match="There are 3 named snapshots") as caught:
@@ -327,7 +328,7 @@ async def test_the_next_mount_and_a_fresh_cache_see_it(
         m.write("a", b"y")
         await m.sync()
     async with mounter("b") as m:
-        listed = (await m.replica.history.list())["snapshots"]
+        listed = (await list_snapshots(m.replica.worker))["snapshots"]
         assert [each["name"] for each in listed] == ["one"]
         assert not stat.S_ISDIR(m.fs.getattr(m.ino("a")).mode)
         before = points.resolve(bucket, "one", 0)
