@@ -19,13 +19,16 @@ from s3ws_fs.settings import Settings
 from tests.support import trees
 from tests.support.buckets import Bucket, LocalBucket, S3Bucket
 from tests.support.host import NEVER_BY_ITSELF, Host, HostMaker
-from tests.support.mounting import wait_until
+from tests.support.mounting import REPOSITORY, wait_until
 from tests.support.recorder import Recorder, recording
 
 pytestmark = [pytest.mark.e2e, pytest.mark.fuse]
 
 only_local = pytest.mark.parametrize("bucket", ["local"], indirect=True)
 """What the kind of bucket has no part in."""
+
+NAMED = Path(__file__).parents[1] / "support" / "named"
+SHORT_LEASE = {"WORKSPACE_LEASE_S": "6"}
 
 FOLLOWING = {"WORKSPACE_READ_ONLY": "true", "WORKSPACE_FOLLOW_INTERVAL": "0.1"}
 
@@ -403,3 +406,74 @@ def test_it_goes_on_when_its_daemon_is_killed(writer: Host, reader: Host) -> Non
     assert reader.json("restart", reader.mountpoint)["pid"] == reader.pid()
     assert (reader.mountpoint / "second").read_text() == "two and a half"
     reader.umount()
+
+
+def _as_named(host: Host, name: str) -> Host:
+    """This host's daemons think that their machine is called so."""
+    host.settings |= {"PYTHONPATH": f"{NAMED}:{REPOSITORY}", "TESTED_HOST_NAME": name}
+    return host
+
+
+def _end_unsaved(host: Host) -> None:
+    host.s3ws("umount", host.mountpoint, ok=ExitCode.FENCED)
+
+
+@only_local
+def test_it_follows_who_took_over_while_it_was_away(
+    bucket: Bucket, new_host: HostMaker, tmp_path: Path
+) -> None:
+    _follows_who_takes_over(bucket, new_host, tmp_path, is_away=True)
+
+
+def test_it_follows_who_takes_over(bucket: Bucket, new_host: HostMaker, tmp_path: Path) -> None:
+    _follows_who_takes_over(bucket, new_host, tmp_path, is_away=False)
+
+
+def _follows_who_takes_over(
+    bucket: Bucket, new_host: HostMaker, tmp_path: Path, *, is_away: bool
+) -> None:
+    """The take-over's seal is empty, and the next ones are another host's; what the first host
+    still does is never seen."""
+    settings = NEVER_BY_ITSELF | SHORT_LEASE
+    first = _as_named(new_host(bucket, "first", settings=settings), "host-one")
+    first.mount()
+    (first.mountpoint / "file").write_text("one")
+    first.sync()
+    reader = first.elsewhere(tmp_path / "reader")
+    reader.settings |= FOLLOWING
+    second = _as_named(first.elsewhere(tmp_path / "second"), "host-two")
+    try:
+        reader.mount()
+        before = reader.now()["follow"]
+        assert before["sealed_by"] == "host-one"
+        shown = trees.manifest(reader.mountpoint)
+        if is_away:
+            reader.umount()
+        (first.mountpoint / "file").write_text("never sealed")
+        second.mount(take_over=True)
+        if is_away:
+            reader.mount()
+        wait_until(lambda: reader.now()["follow"]["sealed_by"] == "host-two", timeout_s=30)
+        follow = reader.now()["follow"]
+        assert follow["segment"] == before["segment"] + 1
+        assert follow["generation"] == before["generation"]
+        assert trees.differences(shown, trees.manifest(reader.mountpoint)) == []
+        # Who was taken over from is told, and seals nothing.
+        (first.mountpoint / "stale").write_text("x")
+        first.s3ws("sync", first.mountpoint, ok=ExitCode.FENCED)
+        (second.mountpoint / "file").write_text("two")
+        (second.mountpoint / "new").write_text("2")
+        second.sync()
+        wait_until(lambda: (reader.mountpoint / "new").exists(), timeout_s=30)
+        assert sorted(os.listdir(reader.mountpoint)) == ["file", "new"]
+        assert (reader.mountpoint / "file").read_text() == "two"
+        status = reader.status()
+        assert (status["follow"]["sealed_by"], status["health"]["state"]) == ("host-two", "ok")
+        _end_unsaved(first)
+        second.umount()
+        assert sorted(os.listdir(reader.mountpoint)) == ["file", "new"]
+        reader.s3ws("check", reader.mountpoint)
+        reader.umount()
+    finally:
+        reader.end()
+        second.end()

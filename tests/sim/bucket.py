@@ -33,6 +33,7 @@ from tests.sim.tree import Wrong
 
 if TYPE_CHECKING:
     from tests.sim.hosts import Process
+    from tests.sim.outsiders import Outsiders
 
 T = TypeVar("T")
 
@@ -56,6 +57,8 @@ class Bucket(MemoryStore):
         """Who put the lease last."""
         self.ignores_conditions = False
         """The bug of some stores, to see that it is found."""
+        self.outsiders: Outsiders | None = None
+        """Who is told of every object of the mirror."""
 
     def _require(self, op: str, key: str, if_none_match: bool, if_match: str | None) -> None:
         if not self.ignores_conditions:
@@ -69,7 +72,16 @@ class Bucket(MemoryStore):
             self._on_segment(journal.decode_header(data[: journal.HEADER_BYTES], relative))
         elif relative == layout.LEASE_KEY:
             self.lease_host = decode_lease(data, relative).host
-        return super()._store(key, data, content_type, metadata)
+        etag = super()._store(key, data, content_type, metadata)
+        if self.outsiders is not None:
+            self.outsiders.was_put(key, data)
+        return etag
+
+    def delete(self, key: str, *, if_match: str | None = None) -> None:
+        was_there = key in self._objects
+        super().delete(key, if_match=if_match)
+        if self.outsiders is not None and was_there:
+            self.outsiders.was_removed(key)
 
 
 class Link(ObjectStore):

@@ -1,4 +1,4 @@
-"""What a person may choose from on a mount, and the filesystem that tells the model what it drops.
+"""What a person may choose from on a mount.
 
 Invariants
 1. Choices are by the model and the seed alone: nothing of the program decides them.
@@ -13,7 +13,6 @@ from typing import Final
 
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.types import ROOT_INO
-from s3ws_fs.fs.filesystem import FileSystem
 from tests.sim.tree import Branch
 
 NODES_MAX: Final = 120
@@ -22,25 +21,6 @@ NAMES: Final = (
     b"a", b"b", b"c", b"d", b"e", b"f.txt", b"g.py", b"h", b"tmp", b"new",
     b"\xff\xfe", b"50%41", b"back\\slash", b"%2F", b"long" * 60,
 )  # fmt: skip
-
-
-class SimFileSystem(FileSystem):
-    """The real one; drops of orphans are told to the model."""
-
-    branch: Branch
-
-    def _drop_orphans(self, inos: list[int]) -> None:
-        def change(branch: Branch) -> None:
-            for ino in inos:
-                branch.nodes.pop(ino, None)
-
-        self.branch.maybe = change
-        before = self.cache.generation
-        super()._drop_orphans(inos)
-        self.branch.maybe = None
-        if self.cache.generation != before:
-            self.branch.generation += 1
-        change(self.branch)
 
 
 class Choosing:
@@ -56,8 +36,12 @@ class Choosing:
     def dirs(self) -> list[int]:
         return [ino for ino, n in self.branch.nodes.items() if n.is_dir and n.nlink]
 
+    def inodes(self) -> list[int]:
+        """All but those that nobody can reach: files on their way in."""
+        return [ino for ino in self.branch.nodes if ino not in self.branch.arriving]
+
     def a_file(self) -> int | None:
-        files = [ino for ino, node in self.branch.nodes.items() if node.is_file]
+        files = [ino for ino in self.inodes() if self.branch.nodes[ino].is_file]
         return self.rng.choice(files) if files else None
 
     def a_dir(self) -> int:

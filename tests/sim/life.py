@@ -28,7 +28,7 @@ from s3ws_fs.core.findings import Report
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.daemon.parts import Reaper, identity
 from s3ws_fs.replica.replicator import Replicator
-from tests.sim.choosing import SimFileSystem
+from tests.sim.filesystem import SimFileSystem
 from tests.sim.hosts import Host, Killed
 from tests.sim.people import EXCUSE_S, Person
 from tests.sim.tree import Branch, Node, Nodes, Wrong, differences
@@ -137,6 +137,10 @@ class Life:
             on_change=self.replica.notify,
             on_forgotten=self.reaper.notify,
         )
+        self.fs.life = self
+        if self.world.outsiders is not None:
+            self.replica.attach(self.fs)
+            self.replica.kernel_forget = self.fs.kernel_forget
 
     def _check_opened(self) -> bool:
         """Invariant 1, before the bucket is asked; whether the cache is a whole workspace."""
@@ -174,6 +178,7 @@ class Life:
             branch.maybe(branch)
             branch.generation += 1
         branch.maybe = None
+        branch.arriving.clear()
         host.branch = branch
         host.lost_power = False
         self._compare("as opened")

@@ -23,7 +23,8 @@ import trio
 from s3ws_fs.core.errors import FsError, UserError
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.types import Cred, NeedExtents
-from tests.sim.choosing import FILE_BYTES_MAX, NAMES, NODES_MAX, Choosing, SimFileSystem
+from tests.sim.choosing import FILE_BYTES_MAX, NAMES, NODES_MAX, Choosing
+from tests.sim.filesystem import SimFileSystem
 from tests.sim.tree import Branch, Node, Wrong
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ class Person(Choosing):
         self._do(lambda: self._fs.link(ino, parent, name), change)
 
     async def _xattr(self) -> None:
-        ino = self.rng.choice(list(self.branch.nodes))
+        ino = self.rng.choice(self.inodes())
         name = self.rng.choice([b"user.a", b"user.b"])
         value = self.rng.randbytes(self.rng.randrange(40))
         there = dict(self.branch.nodes[ino].xattrs)
@@ -319,7 +320,7 @@ class Person(Choosing):
         self._do(call, change)
 
     async def _chmod(self) -> None:
-        ino = self.rng.choice(list(self.branch.nodes))
+        ino = self.rng.choice(self.inodes())
         node = self.branch.nodes[ino]
         if stat.S_ISLNK(node.mode):
             return

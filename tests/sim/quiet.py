@@ -8,7 +8,7 @@ Called by world.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,7 +64,7 @@ async def _sync(world: World, life: Life) -> None:
     """Until it succeeds, or the host is fenced: the worker may still be killed at a failpoint."""
     for _ in range(TRIES_MAX):
         try:
-            await life.replica.sync(lambda _: None)
+            await life.replica.sync(lambda _: None, outside=world.outsiders is not None)
         except UserError as exc:
             if world.may_be_fenced(life.host):
                 return
@@ -86,10 +86,26 @@ def check(world: World, life: Life) -> None:
             raise Wrong(f"dirt after a sync: {list(view.dirty())[:3]}")
         behind = list(view.mtodo())
     _check_cold(life)
-    if behind:
+    left = _left(world, life)
+    hindered = {ino for path, ino in paths(nodes) if _key(world, path) in left}
+    if any(ino not in hindered for ino, _ in behind):
         raise Wrong(f"the mirror is behind after a sync: {behind[:3]}")
-    _check_mirror(world, nodes)
-    _check_audit(world, life)
+    _check_mirror(world, nodes, left)
+    _check_audit(world, life, left)
+
+
+def _left(world: World, life: Life) -> set[str]:
+    """Keys of what somebody else put and what is left alone, which status says."""
+    files = world.prefix + FILES_PREFIX
+    left = {files + item["path"] for item in life.replica.status()["outside"]["left"]}
+    standing = set() if world.outsiders is None else world.outsiders.standing.keys()
+    if not left <= standing:
+        raise Wrong(f"left alone, but nobody put it: {sorted(left - standing)[:3]}")
+    return left
+
+
+def _key(world: World, path: bytes) -> str:
+    return f"{world.prefix}{FILES_PREFIX}{mirror_path(path, len(world.prefix))[0]}"
 
 
 def _check_cold(life: Life) -> None:
@@ -103,16 +119,18 @@ def _check_cold(life: Life) -> None:
             raise Wrong(f"hydrated, but {found[0]} is cold: {hydration}")
 
 
-def _check_mirror(world: World, nodes: Nodes) -> None:
+def _check_mirror(world: World, nodes: Nodes, left: set[str]) -> None:
     prefix = world.prefix
     objects = world.bucket._objects
-    standing = {key for key in objects if key.startswith(prefix + FILES_PREFIX)}
+    standing = {key for key in objects if key.startswith(prefix + FILES_PREFIX)} - left
     for path, ino in paths(nodes):
         node = nodes[ino]
         text, _ = mirror_path(path, len(prefix))
         if node.is_dir or not text:
             continue
         key = f"{prefix}{FILES_PREFIX}{text}"
+        if key in left:
+            continue
         found = objects.get(key)
         if found is None:
             raise Wrong(f"{path!r} is not in the mirror")
@@ -126,14 +144,14 @@ def _check_mirror(world: World, nodes: Nodes) -> None:
         raise Wrong(f"the mirror shows what is not there: {sorted(standing)[:5]}")
 
 
-def _check_audit(world: World, life: Life) -> None:
+def _check_audit(world: World, life: Life, left: set[str]) -> None:
     done = Checked(Report(), prefix=world.prefix)
     check_records(life.cache, done, lambda _: None)
     _no_findings("the cache", done.report)
     assert done.tables is not None and done.values is not None
     local = LocalSide(life.cache, done.tables, done.values)
     store = ScopedStore(world.bucket, world.prefix)
-    _no_findings("the bucket", audit(store, _Inline(), lambda _: None, local=local).report)
+    _no_findings("the bucket", audit(store, _Inline(), lambda _: None, local=local).report, left)
 
 
 def check_bucket(world: World) -> None:
@@ -145,12 +163,20 @@ def check_bucket(world: World) -> None:
         for f in report.findings
         # What came when nobody waited for it any more is found by a later listing.
         if not (world.awaits_late and f.code.startswith("mirror-"))
+        # What somebody else did is looked at now and then.
+        and not (world.outsiders is not None and f.code.startswith("mirror-"))
+        and f.code not in NOTED
     ]
     if not report.ok and found:
         raise Wrong("the bucket is not clean: " + "; ".join(found[:5]))
 
 
-def _no_findings(what: str, report: Report) -> None:
-    found = [f"{f.code} {f.where}: {f.message}" for f in report.findings if f.code not in NOTED]
+def _no_findings(what: str, report: Report, left: Iterable[str] = ()) -> None:
+    found = [
+        f"{f.code} {f.where}: {f.message}"
+        for f in report.findings
+        if f.code not in NOTED
+        and not (f.code.startswith("mirror-") and any(key.endswith(f.where) for key in left))
+    ]
     if found:
         raise Wrong(f"{what} is not clean: " + "; ".join(found[:5]))

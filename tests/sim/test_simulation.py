@@ -14,7 +14,13 @@ from collections.abc import Callable
 import pytest
 
 from s3ws_fs.cache import syncpoint
+from s3ws_fs.core.mirrorplan import TAKEN_OVER, UNKNOWN_DATA
+from s3ws_fs.core.outside import BUCKET_WINS, KEEP_BOTH, POLICIES, Found
+from s3ws_fs.core.records import MirrorRow
+from s3ws_fs.replica import outside
+from s3ws_fs.replica.places import Place
 from tests.sim.life import Life
+from tests.sim.outsiders import Outsiders
 from tests.sim.tree import Wrong
 from tests.sim.world import World, simulate
 from tests.support.mounting import REPOSITORY
@@ -48,9 +54,32 @@ def test_nothing_is_lost(seed: int) -> None:
     assert world.counts["settled"] > 0
 
 
+def alone(world: World) -> None:
+    """Nobody else changes the mirror."""
+    world.come_outsiders(None)
+
+
+def with_outsiders(policy: str) -> Callable[[World], None]:
+    """Somebody else changes the mirror, and that is what becomes of it."""
+
+    def prepare(world: World) -> None:
+        world.come_outsiders(Outsiders(world, random.Random(f"{world.seed} outside"), policy))
+
+    return prepare
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nothing_is_lost_of_what_others_put(policy: str) -> None:
+    seed = 1 if os.environ.get("CI") else random.SystemRandom().randrange(1 << 32)
+    print(f"policy {policy}, seed {seed}, {OPERATIONS} operations")
+    world = simulate(seed, OPERATIONS, with_outsiders(policy))
+    assert world.counts["outside puts"] > 0
+    assert world.counts["settled"] > 0
+
+
 @pytest.mark.parametrize(("seed", "operations", "what"), FOUND, ids=lambda value: str(value)[:20])
 def test_what_was_found_once(seed: int, operations: int, what: str) -> None:
-    simulate(seed, operations)
+    simulate(seed, operations, alone)
 
 
 def test_the_same_seed_is_the_same_run() -> None:
@@ -93,6 +122,7 @@ def test_forgetting_before_the_seal_is_found() -> None:
         flusher._ensure = early
 
     def prepare(world: World) -> None:
+        alone(world)
         world.on_life = forgetful
 
     assert found_by(range(1, 41), 1000, prepare)
@@ -103,14 +133,33 @@ def test_sync_points_that_are_not_put_back_are_found(monkeypatch: pytest.MonkeyP
         return syncpoint.Slot(1, 1, b"")
 
     monkeypatch.setattr(syncpoint, "put_back", nothing)
-    assert found_by(range(1, 41), 1000, lambda _: None)
+    assert found_by(range(1, 41), 1000, alone)
 
 
 def test_a_store_that_ignores_conditions_is_found() -> None:
     """The probe at mount refuses such a store; here that was overridden."""
 
     def prepare(world: World) -> None:
+        alone(world)
         world.bucket.ignores_conditions = True
         world.allow_unconditional = True
 
     assert found_by(range(1, 41), 1000, prepare)
+
+
+def test_putting_over_what_is_nowhere_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def careless(self: outside.OutsideChanges, found: Found, place: Place) -> bool:
+        if place.rec is None:
+            return self.leave(found.path, "not brought in")
+        text = found.path.encode()
+        self._take_over(MirrorRow(text, place.rec.ino, 0, UNKNOWN_DATA, found.etag, TAKEN_OVER))
+        return True
+
+    monkeypatch.setattr(outside.OutsideChanges, "_take_in", careless)
+    assert "nowhere else" in found_by(range(1, 21), 1000, with_outsiders(KEEP_BOTH))
+
+
+def test_giving_way_unseen_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With bucket-wins: what the bucket never had is not kept."""
+    monkeypatch.setattr(outside, "is_mirrored", lambda *_: True)
+    assert "gave way" in found_by(range(1, 41), 1000, with_outsiders(BUCKET_WINS))

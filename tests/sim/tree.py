@@ -65,6 +65,8 @@ class Branch:
         self.nodes = nodes
         self.generation = generation
         self.maybe: Change | None = None
+        self.arriving: set[int] = set()
+        """Files on their way in, without a name."""
 
     def copy(self) -> Nodes:
         """The state now."""
@@ -111,6 +113,16 @@ def paths(nodes: Nodes) -> Iterator[tuple[bytes, int]]:
             yield path, child
             if nodes[child].is_dir:
                 todo.append((path + b"/", child))
+
+
+def path_of(nodes: Nodes, parent: int, name: bytes) -> bytes:
+    """The path of a name in a directory."""
+    names = [name]
+    while parent != ROOT_INO:
+        above = nodes[parent].parent
+        names.append(next(n for n, ino in nodes[above].entries.items() if ino == parent))
+        parent = above
+    return b"/".join(reversed(names))
 
 
 def differences(cache: Cache, nodes: Nodes) -> list[str]:

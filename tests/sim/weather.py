@@ -69,6 +69,8 @@ class Weather:
         self.spell = FAIR
         self.trouble_s = 0.0
         self.stays_fair = False
+        self.spares_mirror = False
+        """No byte of the mirror is spoilt on its way: nothing could tell it from an edit."""
         self._minute = 0
         self._tries = 0
         self.most_tries = 0
@@ -110,11 +112,16 @@ class Weather:
         if self.spell.faults[:1] and self.spell.faults[0][1] == 1.0:
             self._count_try()
         for fault, chance in self.spell.faults:
-            if self._rng.random() < chance and _fits(fault, request):
+            if self._rng.random() < chance and self._fits(fault, request):
                 self.trouble()
                 self.seen[f"fault {fault.value}"] += 1
                 return fault
         return None
+
+    def _fits(self, fault: Fault, request: Request) -> bool:
+        if fault is Fault.FLIPPED and self.spares_mirror and "/files/" in request.key:
+            return False
+        return _fits(fault, request)
 
     def before_s(self) -> float:
         """How long a request is under way to the store."""

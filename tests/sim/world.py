@@ -28,10 +28,12 @@ import trio.testing
 from s3ws_fs.core import failpoints, journal
 from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import ExitCode, StoreError
+from s3ws_fs.core.outside import KEEP_BOTH
 from tests.sim import quiet, strands
 from tests.sim.bucket import Bucket
 from tests.sim.hosts import Host, Killed
 from tests.sim.life import ENDS, KILL, LOSS, POWER, UNMOUNT, Life, Plan, Refused, living, only
+from tests.sim.outsiders import OUTSIDERS_CHANCE, Outsiders
 from tests.sim.scale import small_limits
 from tests.sim.tree import Nodes, Wrong, without_orphans
 from tests.sim.weather import Weather
@@ -94,10 +96,19 @@ class World:
         # The server's clock is another one, and goes wrong as it likes.
         skew_ns = self.ids.randrange(-SKEW_S_MAX, SKEW_S_MAX) * 10**9
         self.bucket = Bucket(lambda: self.coarse_ns() + skew_ns, prefix, self._sealed)
+        self.outsiders: Outsiders | None = None
+        outside = random.Random(f"{seed} outside")
+        if outside.random() < OUTSIDERS_CHANCE:
+            self.come_outsiders(Outsiders(self, outside))
         self.faulty = FaultyStore(self.bucket, self.weather.choose)
         self.on_life: Callable[[Life], None] = lambda _: None
         """Told of each life when its parts are there: for bugs put in on purpose."""
         self.allow_unconditional = False
+
+    def come_outsiders(self, outsiders: Outsiders | None) -> None:
+        """Somebody else changes the mirror in this run, or nobody does."""
+        self.outsiders = self.bucket.outsiders = outsiders
+        self.weather.spares_mirror = outsiders is not None
 
     # --- what others ask -----------------------------------------------------------------------
 
@@ -122,6 +133,7 @@ class World:
             runtime_dir="/run",
             max_size_bytes=64 << 20,
             take_over=True,
+            outside_changes=KEEP_BOTH if self.outsiders is None else self.outsiders.policy,
         )
 
     def now_s(self) -> float:
@@ -190,6 +202,8 @@ class World:
             flush.host.number = header.number
         if cache is not None:
             flush.host.fsynced = max(flush.host.fsynced, flush.generation)
+        if self.outsiders is not None:
+            self.outsiders.sealed(flush.nodes)
         self.count("seals")
         self.note("sealed", flush.host.name, header.number, flush.generation)
 
@@ -246,6 +260,8 @@ class World:
         failpoints.hook = self._passed
         async with trio.open_nursery() as self.nursery:
             self.nursery.start_soon(self.weather.run)
+            if self.outsiders is not None:
+                self.nursery.start_soon(self.outsiders.run)
             host = self.new_host()
             while self._left > 0:
                 if self.rng.random() < RIVALS_CHANCE:
