@@ -77,6 +77,15 @@ class View:
                 _, found, name = keys.split_dentry_key(key)
                 yield found, name, keys.unpack_u64(value)
 
+    def has_name(self, names: frozenset[bytes], look_max: int) -> bool:
+        """Whether any directory has an entry of one of these names; True when it is not known
+        after `look_max` entries."""
+        with self.txn.cursor(db=self.db.dentries) as cursor:
+            for count, key in enumerate(cursor.iternext(keys=True, values=False)):
+                if count == look_max or keys.split_dentry_key(key)[2] in names:
+                    return True
+        return False
+
     def is_empty(self, parent: int) -> bool:
         """Whether a directory has no entry."""
         return next(self.entries(parent), None) is None

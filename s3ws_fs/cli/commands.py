@@ -25,6 +25,7 @@ from s3ws_fs import launch
 from s3ws_fs.cache import inspect
 from s3ws_fs.cli import render, report
 from s3ws_fs.cli.mounting import runtime_dir
+from s3ws_fs.cli.render_git import git_troubles
 from s3ws_fs.control import client, registry
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.errors import ExitCode, UserError
@@ -156,6 +157,8 @@ def sync(mountpoint: str, timeout_s: float | None, outside: bool, as_json: bool)
         f"everything is saved: sealed {result.get('sealed')}, mirrored {result.get('mirrored')}, "
         f"in {report.human_seconds(taken)}"
     )
+    for text in git_troubles(result.get("git")):
+        report.note(f"s3ws: git: {text}")
 
 
 @click.command(short_help="List files with how far each is saved.")

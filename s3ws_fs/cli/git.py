@@ -12,22 +12,17 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from s3ws_fs.cli import report
-from s3ws_fs.cli.check import NOWHERE
-from s3ws_fs.cli.mounting import registered, setting_flags
-from s3ws_fs.core.errors import ExitCode, FormatError, StoreError, UserError
+from s3ws_fs.cli.workspace import chosen, inside, workspace_flags
+from s3ws_fs.core.errors import ExitCode, FormatError, UserError
 from s3ws_fs.core.gitkeys import bundle_key
-from s3ws_fs.settings import Settings
 from s3ws_fs.snapshot.git import getting, restoring, together
 from s3ws_fs.snapshot.git.running import GitError
-from s3ws_fs.snapshot.git.tree import normal
-from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.scoped import ScopedStore
 
 
@@ -40,19 +35,12 @@ def git() -> None:
     """
 
 
-def _where(function: Any) -> Any:
-    option = click.option(
-        "--mountpoint", type=click.Path(path_type=str), help="The workspace that is mounted there."
-    )
-    return option(setting_flags()(function))
-
-
 @git.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
-@_where
+@workspace_flags
 def list_command(as_json: bool, mountpoint: str | None, **overrides: Any) -> None:
     """List the repositories that have a bundle in the bucket."""
-    with _store(mountpoint, overrides) as store:
+    with chosen(mountpoint, overrides).store() as store:
         found = getting.listed(store)
     if as_json:
         report.echo_json(
@@ -88,7 +76,7 @@ def list_command(as_json: bool, mountpoint: str | None, **overrides: Any) -> Non
 @click.option("--with-hooks", is_flag=True, help="Hooks work; else they are put aside.")
 @click.option("--with-config", is_flag=True, help="All settings; else the harmless ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result, and progress, as JSON.")
-@_where
+@workspace_flags
 def restore(
     repository: str,
     target: str,
@@ -114,8 +102,10 @@ def restore(
             _require_alone(repository, whole, mountpoint)
             done = {b"": restoring.restore([Path(file) for file in files], place, options)}
         else:
-            with _store(mountpoint, overrides) as store:
-                wanted = _wanted(store, repository, whole)
+            workspace = chosen(mountpoint, overrides)
+            path = inside(repository, workspace.info) if repository else b""
+            with workspace.store() as store:
+                wanted = _wanted(store, path, whole)
                 done = _restore_each(store, wanted, place, options, whole, as_json)
     except (GitError, FormatError, OSError) as exc:
         raise UserError(
@@ -139,14 +129,7 @@ def _require_alone(repository: str, whole: bool, mountpoint: str | None) -> None
         )
 
 
-def _wanted(store: ScopedStore, repository: str, whole: bool) -> list[bytes]:
-    path = normal(os.fsencode(repository))
-    if path is None or repository.startswith("/"):
-        raise UserError(
-            f"{repository!a} is no path within the workspace.",
-            remedy="`s3ws git list` shows the repositories.",
-            exit_code=ExitCode.USAGE,
-        )
+def _wanted(store: ScopedStore, path: bytes, whole: bool) -> list[bytes]:
     if not whole:
         return [path]
     below = path + b"/" if path else b""
@@ -190,29 +173,6 @@ def _restore_each(
 
 def _place(path: bytes, place: Path, whole: bool) -> Path:
     return place / os.fsdecode(path) if whole and path else place
-
-
-@contextmanager
-def _store(mountpoint: str | None, overrides: dict[str, Any]) -> Iterator[ScopedStore]:
-    """The bucket of the workspace that is meant, for reading."""
-    if mountpoint is not None:
-        info = registered(mountpoint)
-        tail = f"conversations/{info.user_id}/{info.conversation_id}/workspace/"
-        overrides = overrides | {
-            "user_id": info.user_id,
-            "conversation_id": info.conversation_id,
-            "prefix": info.prefix.removesuffix(tail) or None,
-        }
-    config = Settings.load(os.environ, overrides).mount_config(NOWHERE)
-    try:
-        with closing(open_store(config.store, config.workspace.prefix, read_only=True)) as store:
-            yield store
-    except StoreError as exc:
-        raise UserError(
-            f"The bucket can't be read: {exc}",
-            remedy="Check the settings and whether the store is up.",
-            exit_code=ExitCode.STORE,
-        ) from exc
 
 
 def _document(path: bytes, place: Path, whole: bool, item: restoring.Restored) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import click
 
 from s3ws_fs import launch
 from s3ws_fs.cli import report
+from s3ws_fs.cli.render_git import git_troubles
 from s3ws_fs.control import registry
 from s3ws_fs.control.paths import make_private
 from s3ws_fs.control.registry import MountInfo, default_runtime_dir
@@ -185,6 +186,8 @@ def umount(mountpoints: tuple[str, ...], timeout_s: float | None, as_json: bool)
             if not as_json:
                 saved = "" if result.get("read_only") else ": everything is saved"
                 report.echo(f"unmounted {report.safe(path)}{saved}")
+                for text in git_troubles(result.get("git")):
+                    report.note(f"s3ws: git: {text}")
     if as_json:
         report.echo_json(results)
     return failed

@@ -14,6 +14,7 @@ import time
 from typing import Any, Final
 
 from s3ws_fs.cache.inspect import Entry
+from s3ws_fs.cli.render_git import git_lines
 from s3ws_fs.cli.report import human_bytes, human_seconds, is_finite, json_name, safe, safe_name
 from s3ws_fs.launch.end import counted
 
@@ -112,6 +113,7 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
             )
         )
     lines += _backup_lines(_part(document, "backup"))
+    lines += [_line("git", text) for text in git_lines(document.get("git"))]
     outside = _outside_lines(_part(document, "outside"))
     return lines + _mirror_lines(mirror) + outside + _rot_lines(hydration)
 

@@ -353,6 +353,18 @@ REWIND_AFTER: Final = _point(
     "The tree is wholly as it was then, all of it dirty; the snapshot brings back what was before.",
 )
 
+# --- bundles of git repositories (snapshot/git) ----------------------------------------------
+
+BUNDLE_MADE: Final = _point(
+    "bundle.made",
+    "A bundle stands in the working directory and nobody knows of it; the one in the bucket is as "
+    "it was, and the next look makes it again.",
+)
+BUNDLE_NOTED: Final = _point(
+    "bundle.noted",
+    "The bundle stands in the bucket, whole, and the next look knows of it.",
+)
+
 # --- the end of a mount (daemon/daemon.py) ---------------------------------------------------
 
 FINAL_BEFORE: Final = _point(

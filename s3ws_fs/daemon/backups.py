@@ -17,6 +17,7 @@ import trio
 from s3ws_fs.control import server
 from s3ws_fs.core.errors import ExitCode, S3wsError, StoreError, UserError
 from s3ws_fs.fuse import mount
+from s3ws_fs.snapshot.git.service import GitState
 from s3ws_fs.snapshot.service import Backups
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class BackupCommands:
         return {"backup": self._backup}
 
     async def _backup(self, args: Event, emit: server.Emit) -> Event:
-        """Make a backup now; answers when it is in the bucket."""
-        backups, ours = self._of_mount()
+        """Make a backup now, and bundles of git repositories; answers when all is in the bucket."""
+        backups, git, ours = self._of_mount()
         await mount.write_back(ours)
         send, receive = trio.open_memory_channel[Event](EVENTS_QUEUED_MAX)
 
@@ -56,7 +57,9 @@ class BackupCommands:
             nursery.start_soon(tell)
             with send:
                 try:
-                    result = await backups.backup(heard)
+                    result = dict(await backups.backup(heard))
+                    if git is not None:
+                        result["git"] = await git.sync(heard)
                 except (S3wsError, OSError) as exc:
                     # Carried out by hand: a nursery would wrap it in a group.
                     result = exc
@@ -64,7 +67,7 @@ class BackupCommands:
             raise _as_user_error(result)
         return result
 
-    def _of_mount(self) -> tuple[Backups, mount.Mount]:
+    def _of_mount(self) -> tuple[Backups, GitState | None, mount.Mount]:
         life = self._life
         if life.mount is None or life.parts is None or life.state != "ready":
             raise UserError(
@@ -78,7 +81,7 @@ class BackupCommands:
                 remedy="Ask on the mount that writes; `s3ws backups` lists those that are there.",
                 exit_code=ExitCode.USAGE,
             )
-        return life.parts.backups, life.mount
+        return life.parts.backups, life.parts.git, life.mount
 
 
 def _as_user_error(exc: Exception) -> UserError:

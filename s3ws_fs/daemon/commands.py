@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -59,11 +58,12 @@ class Outcome:
     exit_code: ExitCode
     message: str = ""
     unsaved: list[str] = field(default_factory=list)
+    git: Event | None = None
 
     def answer(self) -> Event:
         """What `unmount` answers. Raises ReplyError when not everything is saved."""
         if self.exit_code is ExitCode.OK:
-            return {"saved": True}
+            return {"saved": True} | ({} if self.git is None else {"git": self.git})
         raise ReplyError(
             self.message,
             remedy=FENCED_REMEDY if self.exit_code is ExitCode.FENCED else UNSAVED_REMEDY,
@@ -166,9 +166,15 @@ class Commands:
             )
         if life.mount is not None:
             await mount.write_back(life.mount)
-        outside = args.get("outside") is True
-        sync = partial(life.parts.replica.sync, life.progress, outside=outside)
-        return await life.followers.meanwhile(emit, sync)
+        outside, parts = args.get("outside") is True, life.parts
+
+        async def save() -> Event:
+            result: Event = await parts.replica.sync(life.progress, outside=outside)
+            if parts.git is not None:
+                result["git"] = await parts.git.sync(life.progress)
+            return result
+
+        return await life.followers.meanwhile(emit, save)
 
     async def _restart(self, args: Event, emit: server.Emit) -> Event:
         """Answers when all is ready for the next daemon; then this one ends."""

@@ -141,7 +141,7 @@ class Ending:
             unsaved = parts.unsaved()
         if not unsaved and not why:
             log.info("everything is saved")
-            return Outcome(ExitCode.OK)
+            return Outcome(ExitCode.OK, git=None if parts.git is None else parts.git.told())
         log.error("%d paths are not saved: %s", len(unsaved), ", ".join(unsaved[:20]))
         message = f"{len(unsaved)} paths are not saved, the cache keeps them{why}"
         if parts.backups is not None and code is not ExitCode.FENCED:

@@ -31,6 +31,7 @@ from s3ws_fs.replica import report
 from s3ws_fs.replica.follower import Follower
 from s3ws_fs.replica.position import host_name
 from s3ws_fs.replica.replicator import Replicator
+from s3ws_fs.snapshot.git.service import GitState
 from s3ws_fs.snapshot.service import Backups
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,8 @@ class Parts:
     kernel: KernelCache = field(default_factory=KernelCache)
     backups: Backups | None = None
     """None of a mount that only follows."""
+    git: GitState | None = None
+    """None of a mount that only follows."""
 
     @classmethod
     def make(cls, config: MountConfig, cache: Cache) -> Parts:
@@ -119,10 +122,12 @@ class Parts:
         replica.set_make_room(room.make_room)
         kernel = KernelCache()
         replica.kernel_forget = kernel.forget
-        backups = None
+        backups, git = None, None
         if isinstance(replica, Replicator):
             backups = Backups(config, cache, replica.worker, replica.health, host=host_name())
-        return cls(cache, durability, fs, replica, room, reaper, kernel, backups)
+            git = GitState(config, cache, replica.worker, replica.health)
+            replica.before_release = git.final
+        return cls(cache, durability, fs, replica, room, reaper, kernel, backups, git)
 
     def take_over(self) -> None:
         """The mount stands already, and the cache is its workspace."""
@@ -158,6 +163,8 @@ class Parts:
             found["lease"] = self.replica.keep_lease
         if self.backups is not None and config.backup_interval_s > 0:
             found["backups"] = self.backups.run
+        if self.git is not None:
+            found["git state"] = self.git.run
         return found
 
 
@@ -202,6 +209,7 @@ def status_document(
             "room": cache.headroom.status() | {"evicted_bytes": parts.room.evicted_bytes},
         },
         "backup": None if parts.backups is None else parts.backups.status(),
+        "git": None if parts.git is None else parts.git.status(),
         "faults": faults,
         "uptime_s": round(uptime_s, 3),
         **parts.replica.status(),

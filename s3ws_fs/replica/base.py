@@ -29,6 +29,10 @@ Progress = Callable[[dict[str, Any]], None]
 _READ_ONLY: Final = {"read_only": True}
 
 
+async def nothing_more(_: Progress) -> None:
+    """Nothing is to be done at the end of a mount but to save it."""
+
+
 async def nothing_cached(_: Outdated) -> None:
     """Without a kernel there is nothing to forget."""
 

@@ -50,6 +50,8 @@ class FinalFlush:
     schedule: Schedule
     cycle_lock: trio.Lock
     run_cycle: Callable[[Progress], Awaitable[Exception | None]]
+    before_release: Callable[[Progress], Awaitable[object]]
+    """Called when all is saved and the lease is still held; it has a limit of its own."""
     error: str | None = None
     """Why not everything could be saved."""
 
@@ -66,6 +68,7 @@ class FinalFlush:
                 break
             is_quiet = self.lease.quiet_left_s() > 0
             if error is None and not is_quiet and self.cycle.is_clean():
+                await self.before_release(progress)
                 await self.lease.give_back()
                 failpoints.hit(failpoints.FINAL_AFTER)
                 return report.conflict_lines(self.flusher)

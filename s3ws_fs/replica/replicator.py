@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
@@ -31,7 +31,7 @@ from s3ws_fs.core.ids import RandBits
 from s3ws_fs.core.types import Outdated
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.replica import position, report, restore
-from s3ws_fs.replica.base import Health, Progress, Replica
+from s3ws_fs.replica.base import Health, Progress, Replica, nothing_more
 from s3ws_fs.replica.cycle import Cycle
 from s3ws_fs.replica.final import FinalFlush
 from s3ws_fs.replica.flusher import Flusher
@@ -107,6 +107,8 @@ class Replicator(Replica):
         )
         self._verified = False
         self._is_adopted = False
+        self.before_release: Callable[[Progress], Awaitable[object]] = nothing_more
+        """Awaited at the end of a mount, when all is saved and the lease still held."""
         self._paused = False
         self._chilled = trio.Event()
         self._stopped = durability.stopped
@@ -398,6 +400,7 @@ class Replicator(Replica):
                 self._schedule,
                 self._cycle_lock,
                 self._asked_cycle,
+                self.before_release,
             )
             unsaved = await ending.run(progress)
             self.final_error = ending.error

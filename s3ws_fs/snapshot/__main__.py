@@ -27,7 +27,7 @@ from s3ws_fs.transfer import wire
 
 NICENESS: Final = 10
 
-JOBS: Final = {"backup": "s3ws_fs.snapshot.backup"}
+JOBS: Final = {"backup": "s3ws_fs.snapshot.backup", "git": "s3ws_fs.snapshot.git.job"}
 """Modules whose `run(job, say)` does a kind of job; loaded when it is wanted."""
 
 

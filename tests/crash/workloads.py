@@ -35,12 +35,21 @@ OF_FORKS: Final = (
 )
 """Passed when a workspace is forked: tests/crash/test_fork_points.py."""
 
+OF_GIT: Final = (
+    failpoints.BUNDLE_MADE,
+    failpoints.KEEP_PUT_BEFORE,
+    failpoints.KEEP_PUT_AFTER,
+    failpoints.BUNDLE_NOTED,
+)
+"""Passed by bundles of git repositories: tests/crash/test_git_points.py."""
+
 OF_OTHERS: Final = (
     failpoints.IMPORT_FILE,
     failpoints.IMPORT_AFTER,
     failpoints.OUTSIDE_PLACED,
     *OF_BACKUPS,
     *OF_FORKS,
+    *OF_GIT,
 )
 """Passed only when somebody else writes to the bucket (tests/crash/test_outside_points.py), by
 what stands beside the journal, and by other commands."""

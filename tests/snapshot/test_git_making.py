@@ -10,7 +10,8 @@ import pytest
 
 from s3ws_fs.snapshot.git import making
 from s3ws_fs.snapshot.git.bundle import first_state, read_header
-from s3ws_fs.snapshot.git.making import BROKEN, MADE, UNCHANGED, Made, make_bundles, note_uploaded
+from s3ws_fs.snapshot.git.making import BROKEN, MADE, UNCHANGED, Made, make_bundles
+from s3ws_fs.snapshot.git.memory import note_uploaded
 from s3ws_fs.snapshot.git.restoring import Options, restore
 from s3ws_fs.snapshot.git.tree import DirectoryTree
 from tests.support import git_states, programs

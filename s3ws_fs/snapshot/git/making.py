@@ -27,10 +27,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from s3ws_fs.core import failpoints
 from s3ws_fs.core.errors import S3wsError
 from s3ws_fs.core.gitkeys import bundle_key, more_key
-from s3ws_fs.snapshot.git import bundle, shadow
+from s3ws_fs.snapshot.git import bundle, memory, shadow
 from s3ws_fs.snapshot.git.find import Broken, Repository, find
+from s3ws_fs.snapshot.git.memory import UPLOADED_FILE, place_of
 from s3ws_fs.snapshot.git.objects import ObjectWriter
 from s3ws_fs.snapshot.git.running import Git, GitError
 from s3ws_fs.snapshot.git.shadow import Shadow
@@ -105,7 +107,7 @@ def make_bundles(
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     healthy = [item for item in found if isinstance(item, Repository)]
     nested = frozenset(item.path for item in healthy if item.path)
-    wanted = {_directory(state_dir, item.path).name for item in found}
+    wanted = {place_of(state_dir, item.path).name for item in found}
     for directory in state_dir.iterdir():
         if directory.name not in wanted:
             shadow.remove(directory)
@@ -116,18 +118,6 @@ def make_bundles(
         making = _Making(item, places, state_dir, out_dir, nested, base_in_bucket)
         yield making.outcome(prefix_bytes)
     _bound(state_dir)
-
-
-def _directory(state_dir: Path, path: bytes) -> Path:
-    return state_dir / hashlib.sha256(path).hexdigest()[:24]
-
-
-def note_uploaded(state_dir: Path, path: bytes, state: str) -> None:
-    """The bundle of this state stands in the bucket. Raises OSError."""
-    place = _directory(state_dir, path) / "uploaded"
-    temporary = place.with_suffix(".new")
-    temporary.write_text(state)
-    temporary.replace(place)
 
 
 class _Making:
@@ -144,7 +134,7 @@ class _Making:
     ) -> None:
         self._repository = repository
         self._places = places
-        self._directory = _directory(state_dir, repository.path)
+        self._directory = place_of(state_dir, repository.path)
         self._out_dir = out_dir
         self._nested = nested
         self._base_in_bucket = base_in_bucket
@@ -181,7 +171,9 @@ class _Making:
         shutil.rmtree(objects, ignore_errors=True)
         git = Git(copy.git_dir, self._scratch, objects=objects)
         writer = ObjectWriter(objects, copy.object_format)
-        state = self._taking(copy, git, writer).take()
+        taking = self._taking(copy, git, writer)
+        state = taking.take()
+        taking.seen.save(self._directory)
         if state.oid == known.state:
             self._write("known.json", fingerprint, known)
             return Made(self._repository.path, UNCHANGED, state=known.state)
@@ -196,7 +188,14 @@ class _Making:
 
     def _taking(self, copy: Shadow, git: Git, writer: ObjectWriter) -> Taking:
         return Taking(
-            self._repository, self._places, copy, git, writer, self._scratch, self._nested
+            self._repository,
+            self._places,
+            copy,
+            git,
+            writer,
+            self._scratch,
+            self._nested,
+            memory.load(self._directory),
         )
 
     def _bundle(
@@ -220,6 +219,7 @@ class _Making:
             file.unlink(missing_ok=True)
             made.bundle_bytes = bundle.write(file, git, state.refs, copy.object_format)
             new.base, new.base_bytes = state.oid, made.bundle_bytes
+        failpoints.hit(failpoints.BUNDLE_MADE)
         self._write("pending.json", fingerprint, new)
         return made
 
@@ -235,13 +235,13 @@ class _Making:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         pending = self._read("pending.json")
         with contextlib.suppress(OSError):
-            if pending.state and (directory / "uploaded").read_text() == pending.state:
+            if pending.state and (directory / UPLOADED_FILE).read_text() == pending.state:
                 if pending.base == pending.state and (directory / "made-objects").is_dir():
                     shutil.rmtree(directory / "base-objects", ignore_errors=True)
                     (directory / "made-objects").rename(directory / "base-objects")
                 (directory / "pending.json").replace(directory / "known.json")
         (directory / "pending.json").unlink(missing_ok=True)
-        (directory / "uploaded").unlink(missing_ok=True)
+        (directory / UPLOADED_FILE).unlink(missing_ok=True)
         return self._read("known.json")
 
     def _read(self, name: str) -> _Known:
@@ -304,7 +304,7 @@ def _bound(state_dir: Path) -> None:
         if total <= SHADOWS_BYTES_MAX:
             return
         # Which of them stand in the bucket is not forgotten, only the copies.
-        for name in ("repo.git", "alternates", "base-objects", "copied.json"):
+        for name in ("repo.git", "alternates", "base-objects", memory.COPIED_FILE):
             place = directory / name
             if place.is_dir():
                 shadow.remove(place)

@@ -133,10 +133,10 @@ class _Restoring:
     def _unpack(self, file: Path, header: bundle.Header) -> None:
         with file.open("rb") as source:
             source.seek(header.pack_offset)
+            words = ["index-pack", "--stdin"]
             if header.prerequisites:
-                self._git.run("index-pack", "--stdin", "--fix-thin", stdin=source)
-            else:
-                self._git.run("index-pack", "--stdin", stdin=source)
+                words.append("--fix-thin")
+            self._git.run(*words, stdin=source, writes_objects=True)
 
     def _build(self, state: str, store: Path) -> Restored:
         raw = self._blobs.read(f"{state}:manifest.json", MANIFEST_BYTES_MAX)

@@ -57,6 +57,7 @@ CONFIG: Final = {
     "gc.auto": "0",
     "maintenance.auto": "false",
     "pack.threads": "1",
+    "pack.window": "3",
     "pack.windowMemory": "64m",
     "pack.useBitmaps": "false",
     "protocol.allow": "never",
@@ -107,8 +108,11 @@ class Git:
         stdout: IO[bytes] | None = None,
         env: dict[str, str] | None = None,
         ok: tuple[int, ...] = (0,),
+        writes_objects: bool = False,
     ) -> bytes:
         """Run git to its end; what it said, unless that goes to the file `stdout`.
+
+        `writes_objects`: it makes a pack, not only text.
 
         Raises GitError for another status than `ok`, and when a limit is met.
         """
@@ -124,7 +128,8 @@ class Git:
                 asked if isinstance(stdin, bytes) else stdin or subprocess.DEVNULL
             )
             target = said if stdout is None else stdout
-            limit = OUTPUT_BYTES_MAX if stdout is None else FILE_BYTES_MAX
+            is_large = writes_objects or stdout is not None
+            limit = FILE_BYTES_MAX if is_large else OUTPUT_BYTES_MAX
             process = self._start(words, source, target, errors, env or {}, limit)
             status = self._wait(process)
             if status not in ok:

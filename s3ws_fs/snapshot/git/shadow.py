@@ -28,12 +28,15 @@ from typing import Final
 
 from s3ws_fs.core.errors import FormatError
 from s3ws_fs.snapshot.git.find import Repository
+from s3ws_fs.snapshot.git.memory import COPIED_FILE
 from s3ws_fs.snapshot.git.objects import OBJECT_FORMATS, SHA1
 from s3ws_fs.snapshot.git.running import Git, GitError
 from s3ws_fs.snapshot.git.tree import Node, Places, join
 
 OBJECTS_BYTES_MAX: Final = 4 << 30
 """A repository with more object data than this is not bundled."""
+NOTED_BYTES: Final = 16 << 20
+"""After so many copied bytes it is noted how far a copy is."""
 REFS_MAX: Final = 100_000
 REF_BYTES_MAX: Final = 4096
 PACKED_REFS_BYTES_MAX: Final = 64 << 20
@@ -137,14 +140,24 @@ class Shadow:
         known = self._known()
         for gone in known.keys() - wanted.keys():
             (self.directory / gone).unlink(missing_ok=True)
-        self._note({})
         now: dict[str, list[int]] = {}
+        missing: list[tuple[str, bytes, Node]] = []
         for copy, (path, node) in wanted.items():
             marks = [node.ino, node.version, node.size]
-            place = self.directory / copy
-            if known.get(copy) != marks or not place.is_file():
-                self._copy(path, node, place)
-            now[copy] = marks
+            if known.get(copy) == marks and (self.directory / copy).is_file():
+                now[copy] = marks
+            else:
+                missing.append((copy, path, node))
+        # Only what is whole is vouched for, also when we are ended in the middle.
+        self._note(now)
+        since_noted = 0
+        for copy, path, node in missing:
+            self._copy(path, node, self.directory / copy)
+            now[copy] = [node.ino, node.version, node.size]
+            since_noted += node.size
+            if since_noted >= NOTED_BYTES:
+                self._note(now)
+                since_noted = 0
         (self.git_dir / "objects").mkdir(exist_ok=True)
         self._write_alternates(len(sources))
         self._note(now)
@@ -172,7 +185,7 @@ class Shadow:
 
     def _known(self) -> dict[str, list[int]]:
         try:
-            found = json.loads((self.directory / "copied.json").read_bytes())
+            found = json.loads((self.directory / COPIED_FILE).read_bytes())
         except (OSError, ValueError):
             # Nothing is vouched for: begin anew.
             for name in ("repo.git/objects", "alternates"):
@@ -181,12 +194,9 @@ class Shadow:
         return found if isinstance(found, dict) else {}
 
     def _note(self, copied: dict[str, list[int]]) -> None:
-        place = self.directory / "copied.json"
-        if not copied:
-            # Whoever dies in between leaves copies that nothing vouches for.
-            place.unlink(missing_ok=True)
-            return
-        place.write_text(json.dumps(copied))
+        temporary = self.directory / f"{COPIED_FILE}.new"
+        temporary.write_text(json.dumps(copied))
+        temporary.replace(self.directory / COPIED_FILE)
 
     # --- refs ------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from s3ws_fs.snapshot.git.manifest import (
     WORKTREE_REF,
     Manifest,
 )
+from s3ws_fs.snapshot.git.memory import Seen
 from s3ws_fs.snapshot.git.objects import FILE, GITLINK, TREE, ObjectWriter
 from s3ws_fs.snapshot.git.running import Git, lines_of
 from s3ws_fs.snapshot.git.shadow import Shadow
@@ -78,6 +79,7 @@ class Taking:
         writer: ObjectWriter,
         scratch: Path,
         nested: frozenset[bytes],
+        before: Seen,
     ) -> None:
         self._repository = repository
         self._places = places
@@ -86,6 +88,8 @@ class Taking:
         self._writer = writer
         self._scratch = scratch
         self._nested = nested
+        self._before = before
+        self.seen = Seen()
         self._named: set[str] = set()
         self.manifest = Manifest(
             repository.kind,
@@ -300,10 +304,12 @@ class Taking:
             index_mtime_ns=0 if index is None else index.mtime_ns,
             converts=worktree.converts(places, repository.path, (repository.common_dir,), config),
             blob_sizes={oid: size for oid, (kind, size) in kinds.items() if kind == "blob"},
+            before=self._before,
         )
         looking.tracked(entries)
         skeleton = self._scratch / "ignoring"
         looking.untracked(self._ignoring(skeleton), skeleton, entries)
+        self.seen = looking.seen
         return looking.found
 
     def _ignoring(self, skeleton: Path) -> Git:

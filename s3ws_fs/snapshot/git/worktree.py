@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from s3ws_fs.core.errors import FormatError
+from s3ws_fs.snapshot.git.memory import Seen
 from s3ws_fs.snapshot.git.objects import (
     EXECUTABLE,
     FILE,
@@ -121,8 +122,10 @@ class Looking:
         index_mtime_ns: int,
         converts: bool,
         blob_sizes: dict[str, int],
+        before: Seen,
     ) -> None:
-        """`nested`: work trees and bare repositories below, as paths of the workspace."""
+        """`nested`: work trees and bare repositories below, as paths of the workspace. `before`:
+        what the last look learned."""
         self._places = places
         self._top = top
         self._writer = writer
@@ -130,6 +133,9 @@ class Looking:
         self._index_mtime_ns = index_mtime_ns
         self._converts = converts
         self._blob_sizes = blob_sizes
+        self._before = before
+        self.seen = Seen()
+        """What this look learned. Paths are of the workspace."""
         self._gitlinks: set[bytes] = set()
         self.found = WorkTree()
 
@@ -146,10 +152,14 @@ class Looking:
             if node is None or node.is_dir:
                 self.found.deleted += not entry.flags & SKIP_WORKTREE
                 continue
-            if self._is_unchanged(entry, node):
+            is_known = self._before.clean.get(node.ino) == (node.version, entry.oid)
+            if is_known or self._is_unchanged(entry, node):
                 self._take(entry.path, node, entry.oid)
             elif self._take_bytes(entry.path, node, entry.oid) or entry.stage:
                 self.found.modified += 1
+                continue
+            if node.is_file:
+                self.seen.clean[node.ino] = (node.version, entry.oid)
 
     def _is_unchanged(self, entry: Entry, node: Node) -> bool:
         return (
@@ -226,8 +236,11 @@ class Looking:
                 _below(skeleton, path).mkdir(parents=True, exist_ok=True)
             ignored = _ignored(git, files + asked)
             for path in files:
-                if path not in ignored:
+                if path in ignored:
+                    self.seen.ignored.add(join(self._top, path))
+                else:
                     self._take_untracked(path)
+            self.seen.ignored_dirs |= {join(self._top, path) for path in asked if path in ignored}
             level = [path for path in directories if path not in ignored]
             for path in asked:
                 if path not in ignored and not self._places.children(join(self._top, path)):
