@@ -234,14 +234,14 @@ class _Records:
     def _lose_all(self) -> None:
         """Directories that go lose all names, and with them what is below and has no other."""
         now, layout = self._now, self._layout
-        stack = [(ino, self._tree.region[ino]) for ino in layout.gone_dirs]
+        going = [(ino, self._tree.region[ino]) for ino in layout.gone_dirs]
         gone = set(layout.gone_dirs)
         for ino, places in self._lost.items():
             if now.is_dir(ino) and ino not in self._gained and ino not in gone:
-                stack.append((ino, self._path(places[0])))
-        gone.update(ino for ino, _ in stack)
-        while stack:
-            ino, path = stack.pop()
+                gone.add(ino)
+                going.append((ino, self._path(places[0])))
+        # It grows meanwhile: what is below comes behind what is above.
+        for ino, path in going:
             for name, child in now.names.get(ino, {}).items():
                 below = join(path, name)
                 self._lose(ino, name, child)
@@ -249,7 +249,7 @@ class _Records:
                     self.changes.summary.deleted.add(below)
                     if now.is_dir(child) and child not in layout.paths and child not in gone:
                         gone.add(child)
-                        stack.append((child, below))
+                        going.append((child, below))
 
     def _gain(self, ino: bytes, name: bytes, child: bytes) -> None:
         self._gained.setdefault(child, []).append((ino, name))
