@@ -110,6 +110,11 @@ def _inside(info: MountInfo, path: str) -> str:
     return below
 
 
+def is_at_terminal() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 class _Asking:
     """One restore or undo: shown, agreed to, done."""
 
@@ -128,7 +133,7 @@ class _Asking:
             self._say(self._request(cmd, args | {"dry_run": True}))
             return ExitCode.OK
         if not self._yes:
-            if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            if not is_at_terminal():
                 raise UserError(
                     f"`s3ws {cmd}` asks before it changes anything, and there is no terminal.",
                     remedy="Look with --dry-run, then say --yes.",
