@@ -109,6 +109,12 @@ def _make_default_store(settings: Settings, default: str) -> None:
     is_flag=True,
     help="Take the workspace from the mount that holds it, which can save nothing more.",
 )
+@click.option(
+    "--at",
+    "ref",
+    metavar="REF",
+    help="Show one point in history, read-only: a snapshot, #N, a time, … (docs/history.md).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the mount as JSON.")
 @setting_flags()
 def mount(
@@ -116,6 +122,7 @@ def mount(
     foreground: bool,
     nonempty: bool,
     take_over: bool,
+    ref: str | None,
     as_json: bool,
     **overrides: Any,
 ) -> None:
@@ -125,10 +132,18 @@ def mount(
     or from the flags. Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an AWS
     profile, never from a flag.
     """
+    if ref is not None:
+        if take_over or overrides.get("read_only") is False:
+            raise click.UsageError("--at shows a point read-only: it takes no workspace over.")
+        overrides["read_only"] = True
     settings = Settings.load(os.environ, overrides)
     config = settings.mount_config(launch.canonical_mountpoint(mountpoint))
     config = replace(config, take_over=take_over)
     _make_default_store(settings, default_storage_path(os.environ, os.geteuid()))
+    if ref is not None:
+        from s3ws_fs.cli.workspace import at_point  # which imports this module
+
+        config = at_point(config, ref, as_json=as_json)
     if foreground:
         launch.exec_foreground(config, nonempty=nonempty)
     with report.progress("mount", as_json=as_json) as on_event:

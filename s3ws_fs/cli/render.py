@@ -91,9 +91,8 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
         _line("dirty", _dirty(dirty)),
         _line("flush", _flush(flush)),
     ]
-    follow = document.get("follow")
     lines = [
-        *([_line("shows", _shown(follow))] if isinstance(follow, dict) else saving),
+        *_showing(document, saving),
         _line("health", _health(health)),
         _line(
             "quota",
@@ -149,13 +148,29 @@ def _saved(generation: dict[str, Any]) -> str:
     return f"{verdict}head {head}, sealed {sealed}, mirrored {mirrored}"
 
 
-def _shown(follow: dict[str, Any]) -> str:
-    text = f"read-only, segment {follow.get('segment', '-')}"
-    text += f", generation {follow.get('generation', '-')}"
-    sealed_at_s = follow.get("sealed_at_s")
-    if isinstance(sealed_at_s, int | float):
+def _showing(document: dict[str, Any], saving: list[str]) -> list[str]:
+    """What a read-only mount shows; of another one how far it is saved."""
+    follow, point = document.get("follow"), document.get("point")
+    if isinstance(follow, dict):
+        return [_line("shows", _shown(follow))]
+    if not isinstance(point, dict):
+        return saving
+    text = f"read-only, point #{point.get('number', '-')} ({point.get('ref', '-')})"
+    lines = [_line("shows", text + _sealed_when(point) + "; it stays as it is")]
+    return lines + ([_line("point", str(point["error"]))] if point.get("error") else [])
+
+
+def _sealed_when(shown: dict[str, Any]) -> str:
+    text = f", generation {shown.get('generation', '-')}"
+    sealed_at_s = shown.get("sealed_at_s")
+    if is_finite(sealed_at_s):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sealed_at_s))
-        text += f", sealed {when} by {follow.get('sealed_by') or '-'}"
+        text += f", sealed {when} by {shown.get('sealed_by') or '-'}"
+    return text
+
+
+def _shown(follow: dict[str, Any]) -> str:
+    text = f"read-only, segment {follow.get('segment', '-')}" + _sealed_when(follow)
     looked = follow.get("looked_age_s")
     if looked is None:
         return f"{text}; how far behind is not known"

@@ -8,7 +8,7 @@ Invariants
 2. Of a mount, what it says counts (ids, prefix, bucket), except for flags: the environment may be
    of another workspace.
 
-Called by cli.history, cli.look and cli.fork.
+Called by cli.history, cli.look, cli.fork and cli.mounting.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from s3ws_fs import launch
+from s3ws_fs.cli import report
 from s3ws_fs.cli.check import NOWHERE
 from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
 from s3ws_fs.control import client, registry
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core import history
-from s3ws_fs.core.config import MountConfig
+from s3ws_fs.core.config import AT_REF_CHARS_MAX, MountConfig
 from s3ws_fs.core.errors import (
     ExitCode,
     FormatError,
@@ -41,6 +42,7 @@ from s3ws_fs.core.errors import (
 from s3ws_fs.settings import Settings
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer import points
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -143,6 +145,18 @@ def mount_here() -> MountInfo | None:
         if at == info.mountpoint or at.startswith(info.mountpoint.rstrip("/") + "/"):
             return info
     return None
+
+
+def at_point(config: MountConfig, ref: str, *, as_json: bool) -> MountConfig:
+    """The same mount, of the point that a reference means. Raises UserError (exit 2, 6, 17)."""
+    workspace = Workspace(config, mount_of(replace(config, read_only=False)))
+    with report.progress("seal", as_json=as_json) as on_event:
+        sealed_first(workspace, [ref], on_event)
+    with workspace.store() as store:
+        point = points.resolve(store, ref, time.time_ns())
+    return replace(
+        config, at_number=point.number, at_hash=point.header_hash, at_ref=ref[:AT_REF_CHARS_MAX]
+    )
 
 
 def inside(path: str, info: MountInfo | None) -> bytes:

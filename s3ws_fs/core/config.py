@@ -6,7 +6,7 @@ Invariants
 3. No secret has a field here: credentials stay in the environment or in AWS profiles.
 4. The workspace's own cache directory depends on the bucket (or local path), root prefix, user and
    conversation only: a changed endpoint or region finds the same cache, with its unsaved changes.
-   A read-only mount has one of its own beside it.
+   A read-only mount has one of its own beside it, and each point in history one.
 5. Standard library only: the daemon imports this and must start fast.
 
 Called by settings (builds), launch (sends), daemon, worker and control registry (read).
@@ -47,6 +47,8 @@ SIZE_BYTES_MIN: Final = 1 << 20
 SIZE_BYTES_MAX: Final = 1 << 44
 HISTORY_HOURS_MAX: Final = 10 * 366 * 24.0
 SNAPSHOT_DAYS_MAX: Final = 100 * 366.0
+AT_NUMBER_MAX: Final = (1 << 63) - 1
+AT_REF_CHARS_MAX: Final = 200
 INODES_MIN: Final = 16
 INODES_MAX: Final = 1 << 32
 ADAPTIVE_WAIT_US_MAX: Final = 10_000
@@ -57,6 +59,7 @@ PATTERNS_CHARS_MAX: Final = 8192
 CONFIG_JSON_BYTES_MAX: Final = 256 * 1024
 
 _REGION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
+_HASH: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}", re.ASCII)
 
 IdMap = tuple[tuple[int, int], ...]
@@ -149,6 +152,8 @@ class MountConfig:
     """Everything the daemon needs. Paths are absolute; id maps are (stored, shown) pairs.
 
     `backup_exclude` and `local_patterns`: texts of patterns (core.policies.split_patterns).
+    `at_number`, `at_hash` (its header's, hex) and `at_ref` (as a person wrote it): the point in
+    history that is shown, read-only; 0 for none.
     `root_mode` holds the permission bits of a new workspace's root directory. `take_over`: take the
     lease from whoever holds it.
     """
@@ -184,6 +189,9 @@ class MountConfig:
     log_format: LogFormat = "text"
     adaptive_wait_us: int = 40
     read_only: bool = False
+    at_number: int = 0
+    at_hash: str = ""
+    at_ref: str = ""
     follow_interval_s: float = 2.0
     outside_changes: str = KEEP_BOTH
     history_hours: float = HISTORY_HOURS
@@ -215,6 +223,11 @@ class MountConfig:
         _in_range("history_hours", self.history_hours, 0.0, HISTORY_HOURS_MAX)
         _in_range("history_max_bytes", self.history_max_bytes, 0, SIZE_BYTES_MAX)
         _in_range("snapshot_days", self.snapshot_days, 0.0, SNAPSHOT_DAYS_MAX)
+        _in_range("at_number", self.at_number, 0, AT_NUMBER_MAX)
+        if self.at_number and not (self.read_only and _HASH.fullmatch(self.at_hash)):
+            raise _bad("a point in history can only be mounted read-only, and by its hash.")
+        if len(self.at_ref) > AT_REF_CHARS_MAX:
+            raise _bad(f"at_ref is longer than {AT_REF_CHARS_MAX} characters.")
         _in_range("root_uid", self.root_uid, 0, ID_MAX)
         _in_range("root_gid", self.root_gid, 0, ID_MAX)
         _in_range("root_mode", self.root_mode, 0, 0o7777)
@@ -248,6 +261,8 @@ class MountConfig:
         identity = "\0".join((store.type, place or "", ws.prefix))
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         name = f"{ws.conversation_id[:64]}-{digest}" + ("-ro" if self.read_only else "")
+        if self.at_number:
+            name += f"-{self.at_number}-{self.at_hash[:8]}"
         return f"{self.cache_dir.rstrip('/')}/{name}"
 
     def to_json(self) -> dict[str, Any]:

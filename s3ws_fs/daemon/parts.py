@@ -28,6 +28,7 @@ from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fs.names import REAP_BATCH
 from s3ws_fs.fuse.invalidate import KernelCache
 from s3ws_fs.replica import report
+from s3ws_fs.replica.fixed import FixedPoint
 from s3ws_fs.replica.follower import Follower
 from s3ws_fs.replica.position import host_name
 from s3ws_fs.replica.replicator import Replicator
@@ -102,9 +103,13 @@ class Parts:
     @classmethod
     def make(cls, config: MountConfig, cache: Cache) -> Parts:
         durability = Durability(cache)
-        replica: Replicator | Follower = (
-            Follower(config, cache) if config.read_only else Replicator(config, cache, durability)
-        )
+        replica: Replicator | Follower
+        if config.at_number:
+            replica = FixedPoint(config, cache)
+        elif config.read_only:
+            replica = Follower(config, cache)
+        else:
+            replica = Replicator(config, cache, durability)
         reaper = Reaper()
         fs = FileSystem(
             cache,

@@ -279,20 +279,35 @@ class Follower(Replica):
         looked_s = self._boottime_s()
         state, files = await restore.fetch_records(self.worker, progress)
         self._check_workspace(state["workspace"])
-        progress({"phase": "loading metadata", "done": 0, "total": len(files)})
-        position, shown = Sealed(), Shown()
+        position = Sealed()
         if files:
             last = files[-1].header
             position = Sealed(state["newest"], state["header_hash"], last.generation)
-            shown = Shown(last.host, last.created_ns)
+        self._sure_s, self._looked_s = looked_s, trio.current_time()
+        await self._show(files, position, state["workspace"], progress, state["damaged"])
+
+    async def _show(
+        self,
+        files: list[RecordsFile],
+        position: Sealed,
+        workspace: str | None,
+        progress: Progress,
+        damaged: object = None,
+    ) -> None:
+        """Show what these records say, whatever was shown before; then the files are not needed.
+
+        `damaged`: what had to be done without (position.DONE_WITHOUT).
+        """
+        progress({"phase": "loading metadata", "done": 0, "total": len(files)})
+        last = files[-1].header if files else None
+        shown = Shown() if last is None else Shown(last.host, last.created_ns)
         objects = (SealedRecords(file.header, file.frames()) for file in files)
         applied = rebuild(self._cache, objects, position.to_json(), self._root(), self.is_open)
         self._is_sweep_due = True
         self._take_over(position, shown, applied)
         self.note_rewritten(None)
-        self._sure_s, self._looked_s = looked_s, trio.current_time()
-        self._cache.put_json("workspace", state["workspace"])
-        self._cache.put_json(DONE_WITHOUT, state["damaged"])
+        self._cache.put_json("workspace", workspace)
+        self._cache.put_json(DONE_WITHOUT, damaged)
         self._hydrator.note_done_without()
         for file in files:
             file.path.unlink(missing_ok=True)
@@ -341,6 +356,9 @@ class Follower(Replica):
             self._judge(None)
             self._pace.found()
             self._next_look_s = trio.current_time() + self._pace.wait_s
+        return self._synced()
+
+    def _synced(self) -> dict[str, Any]:
         generation = self._position.generation
         return {
             "read_only": True,

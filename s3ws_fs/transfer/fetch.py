@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 FETCH_BYTES_MAX: Final = 8 << 20
 """Most bytes of one GET."""
+MISSING: Final = "the object is missing in the bucket"
+"""Why bytes could not be had, in a FormatError, where nothing stands any more."""
 GAP_BYTES_MAX: Final = 128 << 10
 """Bytes between two wanted ranges that are fetched along rather than asked for apart."""
 
@@ -81,7 +83,7 @@ def _fetch_group(store: ScopedStore, group: Sequence[Location]) -> dict[Location
     try:
         data = store.get(key, start, length).data
     except NotFoundError as exc:
-        raise FormatError(key, "the object is missing in the bucket") from exc
+        raise FormatError(key, MISSING) from exc
     view = memoryview(data)
     found = {}
     for loc in group:

@@ -147,3 +147,22 @@ def test_whether_everything_is_saved_comes_first(
 def test_what_is_dirty(dirty: dict[str, Any], wanted: str) -> None:
     lines = render.status_lines({"state": "ready", "generation": {}, "dirty": dirty})
     assert f"  dirty      {wanted}" in lines
+
+
+def test_status_says_which_point_a_mount_shows() -> None:
+    point = {
+        "ref": "bef\x1bore",
+        "number": 12,
+        "generation": 34,
+        "sealed_by": "host",
+        "sealed_at_s": 1_700_000_000.5,
+        "error": None,
+    }
+    document = {"state": "ready", "mountpoint": "/m", "generation": {}, "point": point}
+    text = "\n".join(render.status_lines(document))
+    assert "point #12 (bef\\x1bore), generation 34, sealed 20" in text
+    assert " by host; it stays as it is" in text and "saved" not in text
+    lost = document | {"point": point | {"error": "it is not kept any more"}}
+    assert "  point      it is not kept any more" in "\n".join(render.status_lines(lost))
+    bare = document | {"point": {"sealed_at_s": float("inf")}}
+    assert "point #- (-), generation -; it stays" in "\n".join(render.status_lines(bare))

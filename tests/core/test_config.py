@@ -208,3 +208,24 @@ def test_location_for_people() -> None:
     assert StoreConfig("s3", bucket="bkt").location == "s3://bkt"
     minio = StoreConfig("s3", bucket="bkt", endpoint_url="http://minio:9000")
     assert minio.location == "s3://bkt (http://minio:9000)"
+
+
+def test_a_point_is_shown_read_only_and_has_a_cache_of_its_own() -> None:
+    following = replace(CONFIG, read_only=True)
+    one = replace(following, at_number=12, at_hash="0123456789abcdef" * 2, at_ref="before")
+    other = replace(one, at_hash="f" * 32)
+    places = {each.workspace_cache_dir for each in (CONFIG, following, one, other)}
+    assert len(places) == 4
+    assert one.workspace_cache_dir == following.workspace_cache_dir + "-12-01234567"
+    assert MountConfig.loads(one.dumps()) == one
+    for changes in (
+        {"read_only": False},
+        {"at_hash": ""},
+        {"at_hash": "x" * 32},
+        {"at_number": -1},
+        {"at_number": 1 << 63},
+        {"at_ref": "r" * 201},
+    ):
+        with pytest.raises(UserError):
+            replace(one, **changes)
+    assert replace(one, at_ref="r" * 200, at_number=(1 << 63) - 1).at_number

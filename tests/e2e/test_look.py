@@ -115,10 +115,14 @@ def flat(document: dict[str, Any], before: Manifest) -> dict[str, set[bytes]]:
 
 
 def test_the_difference_of_a_turn_is_exactly_what_it_changed(host: Host) -> None:
+    (host.mountpoint / "before the turn").write_text("no part of it")
     before = trees.manifest(host.mountpoint)
+    host.s3ws("turn", "begin", "t1", host.mountpoint)
     subprocess.run(["bash", "-c", TURN], cwd=host.mountpoint, check=True)
     after = trees.manifest(host.mountpoint)
-    document = host.json("diff", "#1", "-m", host.mountpoint)
+    host.s3ws("turn", "end", "t1", host.mountpoint)
+    (host.mountpoint / "after the turn").write_text("no part of it")
+    document = host.json("diff", "--turn", "t1", "-m", host.mountpoint)
     assert flat(document, before) == expected(before, after)
     by_path = {name(change): change for change in document["changes"]}
     assert by_path[b"elsewhere"]["from"]["name"] == "moved"
@@ -127,17 +131,20 @@ def test_the_difference_of_a_turn_is_exactly_what_it_changed(host: Host) -> None
     assert by_path[b"src/c.txt"]["aspects"] == ["mode"]
     assert by_path[b"touched"]["aspects"] == ["times"]
     assert b"." not in by_path and b"src" not in by_path
-    assert document["from"]["number"] == 1 and document["to"]["number"] == 2
-    # Backwards it is the opposite; without a mount and at one point there is nothing.
-    back = host.json("diff", "head", "#1", "-m", host.mountpoint)
+    assert document["from"]["number"] == 2 and document["to"]["number"] == 3
+    # Backwards it is the opposite; without a mount it is the same.
+    back = host.json("diff", "turn:t1", "turn:t1:begin", "-m", host.mountpoint)
     assert flat(back, after) == {
         "added": expected(before, after)["deleted"],
         "deleted": expected(before, after)["added"],
         "modified": expected(before, after)["modified"],
     }
     host.umount()
-    assert host.json("diff", "#1", "#2")["changes"] == document["changes"]
-    assert host.json("diff", "#2", "head")["changes"] == []
+    assert host.json("diff", "#2", "#3")["changes"] == document["changes"]
+    rest = host.json("diff", "#3")
+    assert [(each["kind"], each["name"]) for each in rest["changes"]] == [
+        ("added", "after the turn")
+    ]
 
 
 @only_local

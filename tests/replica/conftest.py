@@ -21,6 +21,7 @@ from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.types import ROOT_INO, Cred, NeedExtents
 from s3ws_fs.daemon.parts import identity
 from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.replica.fixed import FixedPoint
 from s3ws_fs.replica.follower import Follower
 from s3ws_fs.replica.replicator import Replicator
 from s3ws_fs.store.factory import open_store
@@ -187,7 +188,7 @@ def bucket(config: MountConfig) -> Iterator[ScopedStore]:
 def mounter(config: MountConfig) -> Mounter:
     """`async with mounter() as m:` mounts; `cache="b"`: on another host, `run=True`: flushes.
 
-    `read_only=True`: follows (`run=True`: by itself).
+    `read_only=True`: follows (`run=True`: by itself), or shows one point (`at_number`, `at_hash`).
     At the end nothing is flushed, but the lease is given back, unless the end is a `crash`.
     `changes` are of the configuration, as `take_over=True`.
     """
@@ -213,9 +214,11 @@ def mounter(config: MountConfig) -> Mounter:
         )
         with opened:
             durability = Durability(opened)
-            replica: Replicator | Follower = (
-                Follower(own, opened) if read_only else Replicator(own, opened, durability)
-            )
+            replica: Replicator | Follower
+            if read_only:
+                replica = (FixedPoint if own.at_number else Follower)(own, opened)
+            else:
+                replica = Replicator(own, opened, durability)
             fs = FileSystem(
                 opened,
                 quota_bytes=own.max_size_bytes,

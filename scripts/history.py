@@ -1,0 +1,142 @@
+"""What looking at history and forking cost, on SeaweedFS: `python -m scripts.history [--files N]`.
+
+A mounted workspace of N files (50,000, about 500 MB) is sealed, changed a little, and sealed again.
+Then each command is timed as a person runs it, in a process of its own, TRIALS times; the shortest,
+the median and the longest are printed, with the requests where they are told.
+
+Invariants
+1. Nothing is left: mount, server and directories end with the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tests.support.buckets import S3Bucket
+from tests.support.host import NEVER_BY_ITSELF, Host
+from tests.support.seaweed import running_seaweed
+
+TRIALS: Final = 5
+FILES: Final = 50_000
+BYTES_EACH: Final = 10_000
+CHANGED: Final = 500
+SETTINGS: Final = NEVER_BY_ITSELF | {"WORKSPACE_MAX_SIZE_MB": "4096"}
+
+
+def fill(top: Path, count: int) -> None:
+    """Files of random bytes, a hundred in a directory."""
+    rng = random.Random(1)
+    for number in range(count):
+        above = top / f"d{number // 10_000}" / f"e{number // 100}"
+        if number % 100 == 0:
+            above.mkdir(parents=True)
+        (above / f"f{number}.txt").write_bytes(rng.randbytes(rng.randrange(2 * BYTES_EACH)))
+
+
+def change(top: Path, seed: int, count: int) -> None:
+    """Some files written anew, some moved, some removed."""
+    rng = random.Random(seed)
+    found = sorted(top.glob("d*/e*/f*.txt"))
+    for at, path in enumerate(rng.sample(found, min(CHANGED, count // 10))):
+        if at % 3 == 0:
+            path.write_bytes(rng.randbytes(BYTES_EACH))
+        elif at % 3 == 1:
+            path.rename(path.with_suffix(f".moved-{seed}"))
+        else:
+            path.unlink()
+
+
+def timed(name: str, work: Callable[[], object], trials: int = TRIALS) -> None:
+    """Run it, and print how long it took."""
+    seconds, said = [], ""
+    for _ in range(trials):
+        begun_s = time.monotonic()
+        result = work()
+        seconds.append(time.monotonic() - begun_s)
+        said = f"  {result}" if isinstance(result, str) else ""
+    low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
+    print(f"{name:<42} {low:6.2f} {middle:6.2f} {high:6.2f} s{said}", flush=True)
+
+
+def run(base: Path, count: int) -> None:
+    """The whole measurement."""
+    with running_seaweed() as server:
+        bucket = S3Bucket(server)
+        host = Host(base / "host", bucket.env, settings=SETTINGS)
+        looker = host.elsewhere(base / "looker")
+        try:
+            host.mount()
+            top = host.mountpoint
+            timed("files written", lambda: fill(top, count), 1)
+            timed("the first seal", lambda: host.s3ws("snapshot", "--name", "one", top), 1)
+            for number in range(5):
+                change(top, number, count)
+                host.s3ws("snapshot", "--name", f"s{number}", top)
+            look(host, looker, sorted(top.glob("d*/e*/f*.txt"))[0].relative_to(top))
+            fork(host, base)
+        finally:
+            looker.end()
+            host.end()
+            bucket.close()
+
+
+def look(host: Host, looker: Host, path: Path) -> None:
+    """diff, log, cat, and a mount of a point."""
+    timed("a command that does nothing (version)", lambda: host.s3ws("version"))
+    timed("diff of neighbours (#5 #6)", lambda: host.s3ws("diff", "#5", "#6"))
+    timed("diff of far points (#1 #6)", lambda: host.s3ws("diff", "#1", "#6"))
+    timed("diff --patch of neighbours", lambda: host.s3ws("diff", "#5", "#6", "-p"))
+    timed("diff #6 head on the mount", lambda: host.s3ws("diff", "#6", "-m", host.mountpoint))
+    timed("log -n 5", lambda: host.s3ws("log", "-n", "5"))
+    timed("log PATH", lambda: host.s3ws("log", os.fspath(path)))
+    timed("cat #3:FILE", lambda: host.s3ws("cat", f"#3:{path}"))
+
+    def at() -> None:
+        looker.mount("--at", "#3")
+        begun_s = time.monotonic()
+        (looker.mountpoint / path).read_bytes()
+        first_reads.append(time.monotonic() - begun_s)
+        looker.umount()
+
+    first_reads: list[float] = []
+    timed("mount --at #3, first read, umount", at)
+    print(f"{'  of that: the first read of a file':<42} {statistics.median(first_reads):6.2f} s")
+
+
+def fork(host: Host, base: Path) -> None:
+    """Forks, and that one is whole."""
+    numbers = iter(range(TRIALS))
+
+    def one() -> str:
+        done = host.json("fork", host.settings["WORKSPACE_CONVERSATION_ID"], f"c{next(numbers)}")
+        size = done["copied_bytes"] >> 20
+        return f"{done['objects']} objects, {size} MiB, requests {done['requests']}"
+
+    timed("fork", one)
+    target = host.elsewhere(base / "target")
+    target.settings["WORKSPACE_CONVERSATION_ID"] = "c0"
+    try:
+        timed("first mount of a fork", lambda: target.mount() and None, 1)
+    finally:
+        target.end()
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=FILES)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="s3ws-history-") as directory:
+        run(Path(directory), arguments.files)
+
+
+if __name__ == "__main__":
+    main()

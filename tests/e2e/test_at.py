@@ -1,0 +1,92 @@
+"""`s3ws mount --at`: a point in history as a mount, beside the one that writes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s3ws_fs.core.errors import ExitCode
+from tests.support import trees
+from tests.support.buckets import Bucket
+from tests.support.host import NEVER_BY_ITSELF, Host, HostMaker
+from tests.support.mounting import wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.fuse]
+
+only_local = pytest.mark.parametrize("bucket", ["local"], indirect=True)
+"""What the kind of bucket has no part in."""
+
+
+@pytest.fixture
+def writer(bucket: Bucket, new_host: HostMaker) -> Host:
+    """A mounted workspace that seals when it is asked to."""
+    host = new_host(bucket, "writer", settings=NEVER_BY_ITSELF)
+    host.mount()
+    return host
+
+
+@pytest.fixture
+def looker(writer: Host, tmp_path: Path) -> Iterator[Host]:
+    """Another host; not mounted."""
+    host = writer.elsewhere(tmp_path / "looker")
+    try:
+        yield host
+    finally:
+        host.end()
+
+
+def test_a_snapshot_is_shown_as_it_was(writer: Host, looker: Host) -> None:
+    top = writer.mountpoint
+    trees.build_rich_tree(top / "tree")
+    writer.s3ws("snapshot", "--name", "before", top)
+    wanted = trees.manifest(top)
+    (top / "tree/late").write_text("late")
+    for path in list((top / "tree").iterdir())[:5]:
+        path.rename(path.with_name(path.name[:100] + ".moved"))
+    writer.sync()
+    document = looker.mount("--at", "before")
+    assert document["cache"]["path"].endswith(document["cache"]["path"][-13:])
+    assert trees.manifest(looker.mountpoint) == wanted
+    with pytest.raises(OSError) as error:
+        (looker.mountpoint / "new").write_text("x")
+    assert error.value.errno == errno.EROFS
+    writer.sync()
+    assert trees.manifest(looker.mountpoint) == wanted
+    shown = looker.now()["point"]
+    assert (shown["number"], shown["ref"]) == (1, "before")
+    assert "point #1 (before)" in looker.s3ws("status", looker.mountpoint).stdout
+    looker.umount()
+
+
+@only_local
+def test_two_points_and_the_writer_side_by_side_on_one_host(writer: Host, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    (writer.mountpoint / "f").write_text("first")
+    writer.sync()
+    (writer.mountpoint / "f").write_text("second, not sealed yet")
+    writer.s3ws("mount", one, "--at", "#1", "--read-only")
+    writer.s3ws("mount", two, "--at", "head")
+    try:
+        (writer.mountpoint / "f").write_text("third")
+        texts = [(at / "f").read_text() for at in (one, two, writer.mountpoint)]
+        assert texts == ["first", "second, not sealed yet", "third"]
+        # The daemon dies, and the mount goes on.
+        pid = writer.json("status", one)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        assert (one / "f").read_text() == "first"
+        wait_until(lambda: writer.json("status", one)["pid"] != pid, timeout_s=60)
+        assert writer.json("status", one)["point"]["number"] == 1
+    finally:
+        writer.s3ws("umount", one, two)
+    for words, code in (
+        (("--at", "#1", "--no-read-only"), ExitCode.USAGE),
+        (("--at", "#1", "--take-over"), ExitCode.USAGE),
+        (("--at", "?"), ExitCode.USAGE),
+        (("--at", "#99"), ExitCode.NO_SUCH_POINT),
+    ):
+        writer.s3ws("mount", one, *words, ok=code)
