@@ -102,12 +102,12 @@ class Backups:
         self._last: dict[str, Any] | None = noted if isinstance(noted, dict) else None
         if self._last is not None:
             self._schedule.generation = self._last.get("generation")
+        self._clean()
 
     # --- the service -----------------------------------------------------------------------
 
     async def run(self) -> None:
         """Make backups when they are due, until cancelled or stopped."""
-        self._clean()
         while not self._stopped:
             await self._step()
             await trio.sleep(min(TICK_S, max(TICK_S_MIN, self._config.backup_interval_s / 4)))

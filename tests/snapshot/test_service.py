@@ -153,7 +153,7 @@ async def test_the_store_is_away_for_long(
         assert bench.jobs == 2
         assert len(list(bench.directory.iterdir())) == 1
         # A daemon that starts meanwhile keeps it.
-        bench.another()._clean()
+        bench.another()
         bench.health = {"state": "ok", "since_s": None, "error": None}
         bench.worker.fails = lambda _: None
         await trio.sleep(2 * service.TICK_S)
@@ -193,7 +193,7 @@ async def test_an_emergency_that_is_not_whole_is_dropped(bench: Bench, fs: FileS
     archive.write_bytes(archive.read_bytes()[:-1])
     (bench.directory / "work-0000").mkdir()
     assert bench.backups.status()["emergency"] is None
-    bench.another()._clean()
+    bench.another()
     assert not any(bench.directory.iterdir())
 
 
