@@ -166,3 +166,17 @@ def test_status_says_which_point_a_mount_shows() -> None:
     assert "  point      it is not kept any more" in "\n".join(render.status_lines(lost))
     bare = document | {"point": {"sealed_at_s": float("inf")}}
     assert "point #- (-), generation -; it stays" in "\n".join(render.status_lines(bare))
+
+
+def test_backups_of_a_mount() -> None:
+    def shown(**backup: Any) -> str:
+        shown = {"state": "ready", "generation": {}, "backup": backup}
+        return "\n".join(render.status_lines(shown))
+
+    last = {"name": "backup-20260131T120000Z", "bytes": 2048}
+    text = shown(last=last, age_s=65.0, running="packing", error=None)
+    assert "backup-20260131T120000Z, 65.0 s ago, 2.0 KiB; packing now" in text
+    text = shown(error="away\x1b[2J", error_at="2026-01-31T12:00:00Z")
+    assert "FAILED at 2026-01-31T12:00:00Z: away" in text and "\x1b" not in text
+    text = shown(emergency={"path": "/cache/backup/emergency-x", "why": "no answer"})
+    assert "kept in /cache/backup/emergency-x: no answer" in text

@@ -16,11 +16,16 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-from tests.fuzz import codecs, notes, places
+from tests.fuzz import backups, codecs, notes, places
 from tests.fuzz.target import CASE_S_MAX, Target
 from tests.support.mounting import REPOSITORY
 
-TARGETS: Final[tuple[Target, ...]] = (*codecs.TARGETS, *notes.TARGETS, *places.TARGETS)
+TARGETS: Final[tuple[Target, ...]] = (
+    *codecs.TARGETS,
+    *notes.TARGETS,
+    *backups.TARGETS,
+    *places.TARGETS,
+)
 ROUND_S: Final = 5.0
 MEMORY_BYTES_MAX: Final = 68 << 30
 """Of addresses: a reader maps 64 GiB of them, whatever the size of the file."""

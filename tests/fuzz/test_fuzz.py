@@ -28,7 +28,7 @@ from s3ws_fs.core.records import InodeRec
 from s3ws_fs.replica import position
 from s3ws_fs.transfer import wire
 from tests.core.test_journal import make_header
-from tests.fuzz import codecs, notes, places
+from tests.fuzz import backups, codecs, notes, places
 from tests.fuzz.__main__ import in_a_process
 from tests.fuzz.target import FindingError, Target
 from tests.support import caches
@@ -40,7 +40,7 @@ DEEP = b"[" * 100_000
 
 
 @pytest.mark.parametrize(
-    "target", (*codecs.TARGETS, *notes.TARGETS), ids=lambda target: target.name
+    "target", (*codecs.TARGETS, *notes.TARGETS, *backups.TARGETS), ids=lambda target: target.name
 )
 def test_codecs(target: Target) -> None:
     @settings(max_examples=CASES)
@@ -49,6 +49,10 @@ def test_codecs(target: Target) -> None:
         target.case(number)
 
     some()
+
+
+def test_the_tar_that_is_changed_is_whole() -> None:
+    backups.check_the_material()
 
 
 @pytest.mark.parametrize("target", places.TARGETS, ids=lambda target: target.name)
