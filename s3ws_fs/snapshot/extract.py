@@ -197,19 +197,33 @@ def restore(
         progress(done, total)
 
     writer = _Writer(top_fd, selection, trusted=trusted)
+    where = backups.archive_key(reader.name)
     stream = cast(BinaryIO, _Stream(reader.raw(selection.ranges, pool), on_read))
-    try:
-        with tarfile.open(
+    with _tar_errors(where):
+        tar = tarfile.open(  # noqa: SIM115
             fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape"
-        ) as tar:
-            while (info := tar.next()) is not None:
+        )
+    with tar:
+        while True:
+            with _tar_errors(where):
+                info = tar.next()
+            if info is None:
+                break
+            with _tar_errors(where):
                 writer.add(tar, info)
-                # It would keep them all.
-                tar.members = []  # type: ignore[attr-defined]
-    except tarfile.TarError as exc:
-        raise FormatError(backups.archive_key(reader.name), f"is no tar archive: {exc}") from exc
+            # It would keep them all.
+            tar.members = []  # type: ignore[attr-defined]
     writer.finish()
     return writer.report
+
+
+@contextlib.contextmanager
+def _tar_errors(where: str) -> Iterator[None]:
+    """What tarfile raises over bytes that are no tar becomes FormatError: not only its own kind."""
+    try:
+        yield
+    except (tarfile.TarError, ValueError, OverflowError, IndexError, EOFError) as exc:
+        raise FormatError(where, f"is no tar archive: {exc!r:.200}") from exc
 
 
 # --- writing -------------------------------------------------------------------------------

@@ -263,6 +263,14 @@ def test_what_is_no_tar_is_an_error(tmp_path: Path) -> None:
         restored(reader, tmp_path / "out")
 
 
+def test_a_sparse_map_that_is_none(tmp_path: Path) -> None:
+    """Found by fuzzing: tarfile then raises ValueError, and no error of its own."""
+    info = member("f")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "f"}
+    with pytest.raises(FormatError, match="no tar"):
+        restored(crafted([(info, bytes(512))]), tmp_path / "out")
+
+
 def test_so_many_failures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extract, "FAILED_MAX", 2)
     done = restored(crafted([(member(f"../{n}"), b"x") for n in range(5)]), tmp_path / "out")
