@@ -61,6 +61,8 @@ MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_POSIXACL: Final = 1 << 16
+MNT_FORCE: Final = 1
+"""Ends the connection, whoever else holds it."""
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 FUSERMOUNT: Final = "fusermount3"
@@ -293,7 +295,7 @@ def mounted(
             if mount.stands():
                 # The connection was aborted, or serving failed: nobody answers there any more.
                 with contextlib.suppress(OSError):
-                    _umount(mount, MNT_DETACH)
+                    _umount(mount, MNT_FORCE | MNT_DETACH)
 
 
 async def serve(

@@ -267,12 +267,14 @@ def connection_at(mountpoint: str) -> int | None:
 
 
 def detach(mountpoint: str) -> None:
-    """Take a mount out of the tree although it is in use; never raises."""
+    """Take a mount out of the tree although it is in use, and end its connection, which a process
+    that waits in the kernel may still hold (fuse/notifier.py); never raises."""
     # Only here, at the end: ctypes alone would add a tenth to the memory held.
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(mountpoint), 2 | 8) == 0:  # MNT_DETACH | UMOUNT_NOFOLLOW
+    flags = 1 | 2 | 8  # MNT_FORCE | MNT_DETACH | UMOUNT_NOFOLLOW
+    if libc.umount2(os.fsencode(mountpoint), flags) == 0:
         return
     try:
         command = ["fusermount3", "-u", "-z", "--", mountpoint]
