@@ -46,6 +46,7 @@ from s3ws_fs.transfer import journaling, restoring
 from tests.core.test_journal import make_header
 from tests.fuzz.codecs import ROWS, make_frames
 from tests.fuzz.mutate import any_value, json_bytes, mutated
+from tests.fuzz.notes import NOTE, signed
 from tests.fuzz.target import Target
 from tests.support import caches
 from tests.support.caches import CRED
@@ -264,7 +265,7 @@ class _Objects:
             if table != journal.T_MTODO
             for _, frame in journal.encode_puts(table, [row])
         )
-        self.note = json_bytes(rng, {"format": 1, "workspace": "w" * 32, "extent_bytes": 32768})
+        self.note = signed(rng, NOTE)
         self.has_note = changed == 3
         self.objects: dict[str, bytes] = {}
         before = "0" * 32
