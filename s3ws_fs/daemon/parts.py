@@ -126,7 +126,7 @@ class Parts:
         room = RoomKeeper(cache, durability, reap=fs.reap, sealed=lambda: replica.sealed_generation)
         replica.set_make_room(room.make_room)
         kernel = KernelCache()
-        replica.kernel_forget = kernel.forget
+        replica.kernel_forget, replica.kernel_renew = kernel.forget, kernel.renew
         backups, git = None, None
         if isinstance(replica, Replicator):
             backups = Backups(config, cache, replica.worker, replica.health, host=host_name())

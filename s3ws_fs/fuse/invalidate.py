@@ -56,6 +56,10 @@ _INVAL_ENTRY: Final = struct.Struct("=QII")
 """Parent, length of the name, flags; the name and a zero follow."""
 
 
+_NEW_EPOCH: Final = _OUT_HEADER.pack(_OUT_HEADER.size, 8, 0)
+"""FUSE_NOTIFY_INC_EPOCH: names that were learned before it have to be looked up again."""
+
+
 def inode_notice(inode: int, *, attr_only: bool = False) -> bytes:
     """The notification that has the kernel forget an inode's attributes, and pages."""
     length = _OUT_HEADER.size + _INVAL_INODE.size
@@ -134,6 +138,20 @@ class KernelCache:
             for at in range(0, len(attributes), BATCH_MAX):
                 part = attributes[at : at + BATCH_MAX]
                 await self._tell([inode_notice(inode, attr_only=True) for inode in part])
+
+    def renew(self) -> bool:
+        """Have the kernel ask anew for every name, whatever it knew; at once, and without waiting.
+
+        False where it can't be told so (Linux before 6.16): then names are forgotten one by one.
+        What is behind a name that nobody asks for stays known until it is forgotten.
+        """
+        if self._kernel_fd is None:
+            return True
+        try:
+            os.write(self._kernel_fd, _NEW_EPOCH)
+        except OSError as exc:
+            return exc.errno in _GONE
+        return True
 
     async def unknown_of(self, inodes: Sequence[int]) -> list[int] | None:
         """Which of these inodes the kernel does not know (any more); None when it can't be asked.

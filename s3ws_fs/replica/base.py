@@ -100,6 +100,9 @@ class Replica:
         self.kernel_forget: Callable[[Outdated], Awaitable[None]] = nothing_cached
         """To be awaited after a change that did not come through the kernel was committed: when it
         returns, programs see it. Set by the daemon. Never within a read's `fetch`."""
+        self.kernel_renew: Callable[[], bool] = lambda: True
+        """To be called right after the commit of a change of many names: programs see all of them
+        at once, unless it says False. Set by the daemon."""
 
     async def fetch(self, need: NeedExtents) -> None:
         """Bring cold extents into the cache. Raises FsError EIO."""

@@ -136,6 +136,7 @@ class Replicator(Replica):
                 sealed_generation=lambda: self.sealed_generation,
                 unsnap=self._unsnap,
                 forget=forget,
+                renew=lambda: self.kernel_renew(),
                 stopped=self._stopped,
                 chilled=lambda: self._chilled.set(),
             ),

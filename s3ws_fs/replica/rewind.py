@@ -76,8 +76,9 @@ class Means:
 
     history: while it is held, no cycle is under way. snapshot: seals, and makes that point a
     snapshot. sealed_generation: the generation of the cache that it froze. unsnap: takes a snapshot
-    away that was for nothing. forget: the kernel forgets. stopped: while it is entered, no request
-    of the kernel is taken. chilled: some extents are in the bucket only.
+    away that was for nothing. forget: the kernel forgets; renew: it asks anew for all names, at
+    once. stopped: while it is entered, no request of the kernel is taken. chilled: some extents are
+    in the bucket only.
     """
 
     history: Callable[[], AbstractAsyncContextManager[Any]]
@@ -85,6 +86,7 @@ class Means:
     sealed_generation: Callable[[], int]
     unsnap: Callable[[dict[str, Any]], Awaitable[None]]
     forget: Forget
+    renew: Callable[[], bool]
     stopped: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     chilled: Callable[[], None] = lambda: None
 
@@ -200,6 +202,8 @@ class Rewinder:
                 raise _too_large(str(exc)) if exc.errno == errno.EDQUOT else exc from exc
             if orphans is None:
                 return None
+            # No request is served between the two: whoever asks for names sees all as it is now.
+            self.means.renew()
             is_kept = True
         finally:
             if not is_kept:

@@ -244,6 +244,45 @@ def test_names_and_attributes_that_the_kernel_knew(host: Host) -> None:
     assert (top / "d" / "both").stat().st_mode & 0o777 == 0o640
 
 
+def test_programs_see_one_state_or_the_other(host: Host) -> None:
+    """Whoever looks at many names meanwhile never sees some of then beside some of now."""
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if release < (6, 16):
+        pytest.skip("the kernel has no epoch of names: they are forgotten one by one")
+    top = host.mountpoint
+    for number in range(400):
+        (top / f"d{number % 20}").mkdir(exist_ok=True)
+        (top / f"d{number % 20}" / f"then{number}").touch()
+    ref = point(host)
+    for path in list(top.rglob("then*")):
+        path.rename(path.with_name(path.name.replace("then", "now")))
+    looked = [top / f"d{number % 20}" / f"then{number}" for number in range(0, 400, 7)]
+    mixed: list[set[bool]] = []
+    rounds = 0
+    stop = threading.Event()
+
+    def look() -> None:
+        nonlocal rounds
+        while not stop.is_set():
+            first = looked[0].exists()
+            seen = {path.exists() for path in looked}
+            if looked[0].exists() == first and seen != {first}:
+                mixed.append(seen)
+            rounds += 1
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(2):
+            restore(host, ref)
+            undo(host)
+    finally:
+        stop.set()
+        thread.join()
+    print(f"{rounds} rounds")
+    assert not mixed
+
+
 def test_watchers_go_on(host: Host) -> None:
     """inotify tells what goes through the kernel, and a restore does not; a watch lives on."""
     top = host.mountpoint

@@ -53,9 +53,12 @@ class Back:
         *calls: Sequence[Any],
         names: Sequence[tuple[int, str]] = (),
         inodes: Sequence[int] = (),
+        attributes: Sequence[int] = (),
+        renew: bool = False,
     ) -> list[int | None]:
         """Change, and have the kernel forget these; returns the inodes that calls returned."""
-        ask = {"calls": calls, "names": names, "inodes": inodes}
+        ask: dict[str, Any] = {"calls": calls, "names": names, "inodes": inodes}
+        ask |= {"attributes": attributes, "renew": renew}
         self._stream.sendall(json.dumps(ask).encode())
         answer = json.loads(self._stream.recv(1 << 16))
         assert isinstance(answer, list)
@@ -168,6 +171,45 @@ def test_a_renamed_tree_stands_at_its_new_place_also_for_who_is_inside(
         assert not (here / "a").exists()
         assert os.listdir(".") == ["file"]
         assert os.getcwd() == str(here / "c" / "b")
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+@pytest.mark.fuse
+def test_attributes_alone(back: Back, here: Path) -> None:
+    path = here / "file"
+    path.write_bytes(b"bytes")
+    with path.open("rb") as file:
+        assert os.fstat(file.fileno()).st_nlink == 1
+        back.do(["link", _ino(path), _ino(here), "second"])
+        assert os.fstat(file.fileno()).st_nlink == 1  # the control
+        back.do(attributes=[_ino(path)])
+        assert os.fstat(file.fileno()).st_nlink == 2
+        assert file.read() == b"bytes"
+
+
+@pytest.mark.fuse
+def test_all_names_anew_at_once(back: Back, here: Path) -> None:
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if release < (6, 16):
+        pytest.skip("the kernel has no epoch of names")
+    inside = here / "inside"
+    inside.mkdir()
+    (here / "gone").write_bytes(b"x")
+    here_ino = _ino(here)
+    assert not (here / "new").exists()
+    before = os.open(".", os.O_RDONLY)
+    os.chdir(inside)
+    try:
+        back.do(["create", here_ino, "new", 0o600, "cred"], ["unlink", here_ino, "gone"])
+        assert not (here / "new").exists() and (here / "gone").exists()  # the control
+        back.do(renew=True)
+        assert (here / "new").exists() and not (here / "gone").exists()
+        # Who stands somewhere stays there.
+        assert os.getcwd() == str(inside) and os.listdir(".") == []
+        (here / "inside" / "later").touch()
+        assert os.listdir(".") == ["later"] and os.getcwd() == str(inside)
     finally:
         os.fchdir(before)
         os.close(before)

@@ -70,6 +70,7 @@ class Behind:
     """Changes behind the kernel's back, by a socket: JSON lines in, one answer a line.
 
     {"calls": [[method of FileSystem, argument…]…], "names": [[parent, name]…], "inodes": [ino…]};
+    "attributes" as "inodes", and "renew": true for all names, may be missing;
     the answer has the inode that each call returned, if any, when the kernel has forgotten. Strings
     are names or bytes, and `"cred"` is root.
     """
@@ -87,7 +88,10 @@ class Behind:
             ask = json.loads(line)
             found = [self._call(*call) for call in ask["calls"]]
             names = tuple((parent, name.encode()) for parent, name in ask["names"])
-            await self._kernel.forget(Outdated(names, tuple(ask["inodes"])))
+            if ask.get("renew"):
+                assert self._kernel.renew()
+            attributes = tuple(ask.get("attributes", ()))
+            await self._kernel.forget(Outdated(names, tuple(ask["inodes"]), attributes))
             await stream.send(json.dumps(found).encode() + b"\n")
 
     def _call(self, method: str, *args: Any) -> int | None:
