@@ -42,17 +42,20 @@ LATE_CHANCE: Final = 0.3
 
 
 class Bucket(MemoryStore):
-    """The objects. `on_segment` is told of each that is put, with its header."""
+    """The objects. `on_segment` is told of each that is put, with its header; `on_put` of every key
+    below the prefix."""
 
     def __init__(
         self,
         now_ns: Callable[[], int],
         prefix: str,
         on_segment: Callable[[journal.Header], None],
+        on_put: Callable[[str], None],
     ) -> None:
         super().__init__(now_ns=now_ns, etags_by_content=True)
         self._prefix = prefix
         self._on_segment = on_segment
+        self._on_put = on_put
         self.lease_host: str | None = None
         """Who put the lease last."""
         self.ignores_conditions = False
@@ -72,6 +75,7 @@ class Bucket(MemoryStore):
             self._on_segment(journal.decode_header(data[: journal.HEADER_BYTES], relative))
         elif relative == layout.LEASE_KEY:
             self.lease_host = decode_lease(data, relative).host
+        self._on_put(relative)
         etag = super()._store(key, data, content_type, metadata)
         if self.outsiders is not None:
             self.outsiders.was_put(key, data)

@@ -1,7 +1,8 @@
 """The filesystem of a simulated mount: what nobody asked for is told to the model in step.
 
 A person says beforehand what an operation makes of the model (`Branch.maybe`). What is done without
-having been said is the program's own doing: orphans that are dropped, files that come from outside.
+having been said is the program's own doing: orphans that are dropped, files that come from outside,
+a tree that goes back.
 
 Invariants
 1. The model changes in the same step as the cache, and says what may have been committed if the
@@ -19,11 +20,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from s3ws_fs.cache.tx import Tx
+from s3ws_fs.core.journal import Frame
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import Attr, Cred, NeedExtents, Outdated
 from s3ws_fs.fs.arrivals import Arriving, Notes, Placed
 from s3ws_fs.fs.filesystem import FileSystem
-from tests.sim.tree import Branch, Change, Node
+from s3ws_fs.fs.rewinding import Rewind
+from tests.sim.history import rewound
+from tests.sim.tree import Branch, Change, Node, Wrong
 
 if TYPE_CHECKING:
     from tests.sim.life import Life
@@ -36,6 +40,7 @@ class SimFileSystem(FileSystem):
 
     branch: Branch
     life: Life
+    wrote = 0
 
     def _tell(self, change: Change, call: Callable[[], T]) -> T:
         """Do it; the model follows if something was committed."""
@@ -64,7 +69,8 @@ class SimFileSystem(FileSystem):
     # --- what also people do -------------------------------------------------------------------
 
     def write(self, ino: int, offset: int, data: bytes | memoryview) -> int | NeedExtents:
-        """Of a file that arrives."""
+        """Of a file that arrives; and noted is how much may have been written."""
+        self.wrote = len(data)
         call = partial(super().write, ino, offset, data)
         if self.branch.maybe is not None:
             return call()
@@ -174,10 +180,35 @@ class SimFileSystem(FileSystem):
         self._taken(ino)
         return placed
 
+    # --- restores ------------------------------------------------------------------------------
+
+    def rewind(self, change: Rewind, frames: Iterable[Frame]) -> list[int] | None:
+        if self.cache.generation != change.base:
+            return super().rewind(change, frames)
+        world = self.life.world
+        rewinder = self.life.replica.rewinder
+        assert rewinder is not None
+        plan = list(frames)
+        newest = world.newest
+        if newest is None or newest.generation != change.base:
+            raise Wrong(f"a restore at {change.base}, and sealed is {newest and newest.generation}")
+        nodes = rewound(self.branch.nodes, world.history.states[rewinder._point], plan)
+
+        def changed(branch: Branch) -> None:
+            branch.nodes = dict(nodes)
+
+        return self._tell(changed, partial(super().rewind, change, plan))
+
+    # --- files that arrive, and the kernel -----------------------------------------------------
+
     def _taken(self, ino: int) -> None:
         outsiders = self.life.world.outsiders
         if outsiders is not None:
             outsiders.taken(self.life.host, self.branch.nodes[ino].data)
+
+    async def unknown_of(self, inos: list[int]) -> list[int] | None:
+        """There is no kernel: it knows what is open."""
+        return [ino for ino in inos if not self.is_open(ino)]
 
     async def kernel_forget(self, outdated: Outdated) -> None:
         """There is no kernel: what it would let go of is let go."""

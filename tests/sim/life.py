@@ -11,11 +11,12 @@ Called by the modules of sim only.
 
 from __future__ import annotations
 
+import errno
 import random
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
@@ -23,7 +24,7 @@ from s3ws_fs.cache.cache import Cache, open_cache
 from s3ws_fs.cache.checking import Checked, check_records
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core.clock import Clock
-from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.core.errors import ExitCode, FsError, UserError
 from s3ws_fs.core.findings import Report
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.daemon.parts import Reaper, identity
@@ -34,9 +35,9 @@ from tests.sim.people import EXCUSE_S, Person
 from tests.sim.tree import Branch, Node, Nodes, Wrong, differences
 
 if TYPE_CHECKING:
+    from s3ws_fs.fuse.invalidate import KernelCache
     from tests.sim.world import World
 
-QUOTA_BYTES: Final = 64 << 20
 MARK: Final = "simulation"
 """A meta value that is gone when the cache was made anew."""
 DIRT_SLACK_S: Final = 20.0
@@ -92,7 +93,7 @@ class Life:
         self._scope = trio.CancelScope()
         self.cache: Cache
         self.fs: SimFileSystem
-        self.hydrated = trio.Event()
+        self._hydrated = trio.Event()
 
     @property
     def branch(self) -> Branch:
@@ -138,7 +139,7 @@ class Life:
             on_forgotten=self.reaper.notify,
         )
         self.fs.life = self
-        if self.world.outsiders is not None:
+        if self.world.attaches:
             self.replica.attach(self.fs)
             self.replica.kernel_forget = self.fs.kernel_forget
 
@@ -191,6 +192,8 @@ class Life:
                 f"{when}: generation {self.cache.generation}, the model is at"
                 f" {self.branch.generation}"
             )
+        if self.cache.head.used_bytes > self.world.quota_bytes:
+            raise Wrong(f"{when}: {self.cache.head.used_bytes} bytes are over the quota")
         found = differences(self.cache, self.branch.nodes)
         if not found and self.world.rng.random() < CHECKED_CHANCE:
             done = Checked(Report(), prefix=self.world.prefix)
@@ -334,14 +337,25 @@ class Life:
     # --- services ------------------------------------------------------------------------------
 
     async def _reap(self) -> None:
-        await self.reaper.run(self.fs)
+        kernel = cast("KernelCache", self.fs) if self.world.attaches else None
+        await self.reaper.run(self.fs, kernel)
 
     async def _sync_points(self) -> None:
         await self.durability.run(5.0)
 
     async def _hydrate(self) -> None:
+        if self.world.attaches:
+            await self.replica.keep_hydrated()
         await self.replica.hydrate()
-        self.hydrated.set()
+        self._hydrated.set()
+
+    async def hydrated(self) -> None:
+        """Until nothing is cold that is not left cold."""
+        if not self.world.attaches:
+            await self._hydrated.wait()
+            return
+        while self.replica._chilled.is_set() or self.replica._hydrator.state != "complete":
+            await trio.sleep(LOOK_S)
 
     async def _kill_workers(self) -> None:
         rng = self.world.rng
@@ -370,6 +384,15 @@ class Life:
                 raise Wrong(f"dirt is {age_s:.0f} s old in fair weather: {health}")
 
     # --- excuses -------------------------------------------------------------------------------
+
+    def may_refuse(self, exc: FsError, room_bytes: int) -> bool:
+        """Whether an operation that takes up to so many bytes more may have been refused."""
+        head = self.cache.head
+        if exc.errno != errno.EDQUOT:
+            return False
+        self.world.count("refused for room")
+        is_full = head.used_bytes + room_bytes > self.world.quota_bytes
+        return is_full or head.inodes >= self.world.quota_inodes
 
     def excuse(self, what: str, since_s: float) -> None:
         """Something failed: that needs a cause since then."""

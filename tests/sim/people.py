@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from s3ws_fs.core.errors import FsError, UserError
+from s3ws_fs.core.errors import ExitCode, FsError, UserError
+from s3ws_fs.core.history import NAMED, UNDO
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.types import Cred, NeedExtents
+from s3ws_fs.replica.rewind import RewindAsk
 from tests.sim.choosing import FILE_BYTES_MAX, NAMES, NODES_MAX, Choosing
 from tests.sim.filesystem import SimFileSystem
+from tests.sim.history import SNAPS_MAX
 from tests.sim.tree import Branch, Node, Wrong
 
 if TYPE_CHECKING:
@@ -49,6 +52,8 @@ class Person(Choosing):
             (self._xattr, 3), (self._chmod, 3), (self._read, 15), (self._fsync, 3),
             (self._sync, 1), (self._evict, 1), (self._hold, 1), (self._let_go, 2),
         ]  # fmt: skip
+        if life.world.has_history:
+            self._actions += [(self._snapshot, 1), (self._restore, 1), (self._undo, 1)]
 
     @property
     def branch(self) -> Branch:
@@ -70,6 +75,7 @@ class Person(Choosing):
             await trio.sleep(rng.expovariate(1 / pace_s))
             if rng.random() < 0.002:
                 await trio.sleep(rng.uniform(60, 600))
+            await life.durability.hold()
             action = rng.choices(actions, weights)[0]
             if len(self.branch.nodes) > NODES_MAX and rng.random() < 0.5:
                 action = rng.choice([self._unlink, self._unlink, self._rmdir])
@@ -79,13 +85,21 @@ class Person(Choosing):
 
     # --- doing ---------------------------------------------------------------------------------
 
-    def _do(self, call: Callable[[], Any], change: Callable[[Branch], None]) -> Any:
-        """Invariant 2. Returns what the call returned."""
+    def _do(
+        self, call: Callable[[], Any], change: Callable[[Branch], None], room_bytes: int = 0
+    ) -> Any:
+        """Invariant 2. Returns what the call returned; None when there was no room for it.
+
+        `room_bytes`: what it takes at most.
+        """
         branch = self.branch
         branch.maybe = change
         try:
             result = call()
         except FsError as exc:
+            branch.maybe = None
+            if self._life.may_refuse(exc, room_bytes):
+                return None
             raise Wrong(f"refused: {errno.errorcode[exc.errno]} {exc}") from exc
         branch.maybe = None
         if isinstance(result, NeedExtents):
@@ -127,7 +141,7 @@ class Person(Choosing):
                 branch.count(parent, 1)
 
         attr = self._do(lambda: call(parent, name), change)
-        if attr.ino != ino:
+        if attr is not None and attr.ino != ino:
             raise Wrong(f"inode {attr.ino} was given out, not {ino}")
 
     async def _create(self) -> None:
@@ -165,12 +179,15 @@ class Person(Choosing):
         def change(branch: Branch) -> None:
             node = branch.nodes[ino]
             old = node.data.ljust(offset, b"\0")
-            new = old[:offset] + data + old[offset + len(data) :]
+            # Where the quota ends, less than all.
+            wrote = data[: self._fs.wrote]
+            new = old[:offset] + wrote + old[offset + len(wrote) :]
             branch.nodes[ino] = replace(node, data=new, mtime_ns=self._life.last_ns)
 
         def attempt() -> Any:
             if ino in self.branch.nodes:
-                return self._do(lambda: self._fs.write(ino, offset, data), change)
+                room_bytes = len(data) + 2 * EXTENT_BYTES
+                return self._do(lambda: self._fs.write(ino, offset, data), change, room_bytes)
             return None
 
         await self._warm(attempt)
@@ -373,6 +390,49 @@ class Person(Choosing):
             return
         if done["sealed"] < wanted or self._life.world.newest_of(self._life.host) < wanted:
             raise Wrong(f"sync said that {wanted} is sealed: {done}")
+
+    async def _snapshot(self) -> None:
+        """s3ws snapshot, and at times one is removed."""
+        life, history = self._life, self._life.world.history
+        began_s = trio.current_time()
+        try:
+            if len(history.snaps) >= SNAPS_MAX:
+                name = self.rng.choice(sorted(history.snaps))
+                # From now on it may be gone, whatever is answered.
+                del history.snaps[name]
+                await life.replica.history.drop(name)
+                return
+            name, wanted = history.new_name(), life.cache.generation
+            snap = await life.replica.snapshot(NAMED, name)
+        except UserError as exc:
+            life.sync_failed(exc, began_s - EXCUSE_S)
+        else:
+            history.took(name, snap["number"], wanted)
+
+    async def _restore(self) -> None:
+        """s3ws restore."""
+        snaps = self._life.world.history.snaps
+        if snaps:
+            await self._go_back(self.rng.choice(sorted(snaps)))
+
+    async def _undo(self) -> None:
+        """s3ws undo."""
+        await self._go_back(UNDO)
+
+    async def _go_back(self, ref: str) -> None:
+        life = self._life
+        began_s = trio.current_time()
+        try:
+            done = await life.replica.rewind(RewindAsk(ref, everything=True), lambda _: None)
+        except UserError as exc:
+            known = ref in life.world.history.snaps
+            if exc.exit_code == ExitCode.NO_SUCH_POINT and not known:
+                # Automatic ones go with their time, and somebody may just have removed it.
+                return
+            life.sync_failed(exc, began_s - EXCUSE_S)
+            return
+        life.world.count("restored" if done["restored"] else "restored nothing")
+        life.world.history.went_back(ref, done["point"]["number"])
 
     async def _evict(self) -> None:
         """As when room is short: clean bytes go."""

@@ -51,7 +51,7 @@ async def settle(world: World, life: Life) -> None:
     """Wait until all is in step, and look. Raises Wrong."""
     await _sync(world, life)
     with trio.move_on_after(HYDRATION_S_MAX) as scope:
-        await life.hydrated.wait()
+        await life.hydrated()
     if scope.cancelled_caught:
         raise Wrong(f"hydration does not end: {life.replica.status()['hydration']}")
     # What was dropped meanwhile.
@@ -92,6 +92,7 @@ def check(world: World, life: Life) -> None:
         raise Wrong(f"the mirror is behind after a sync: {behind[:3]}")
     _check_mirror(world, nodes, left)
     _check_audit(world, life, left)
+    world.history.check(_Inline())
 
 
 def _left(world: World, life: Life) -> set[str]:
@@ -157,6 +158,7 @@ def _check_audit(world: World, life: Life, left: set[str]) -> None:
 def check_bucket(world: World) -> None:
     """At any moment, whatever was cut off: nothing in the bucket is damaged."""
     store = ScopedStore(world.bucket, world.prefix)
+    world.history.check(_Inline())
     report = audit(store, _Inline(), lambda _: None).report
     found = [
         f"{f.severity} {f.code} {f.where}: {f.message}"

@@ -19,10 +19,11 @@ from s3ws_fs.core.outside import BUCKET_WINS, KEEP_BOTH, POLICIES, Found
 from s3ws_fs.core.records import MirrorRow
 from s3ws_fs.replica import outside
 from s3ws_fs.replica.places import Place
+from s3ws_fs.transfer import garbage
 from tests.sim.life import Life
 from tests.sim.outsiders import Outsiders
 from tests.sim.tree import Wrong
-from tests.sim.world import World, simulate
+from tests.sim.world import QUOTA_BYTES, QUOTA_INODES, SHORT_QUOTA_BYTES, World, simulate
 from tests.support.mounting import REPOSITORY
 
 SEEDS = range(1, 11)
@@ -55,8 +56,10 @@ def test_nothing_is_lost(seed: int) -> None:
 
 
 def alone(world: World) -> None:
-    """Nobody else changes the mirror."""
+    """Nobody else changes the mirror, nobody goes back, and there is room."""
     world.come_outsiders(None)
+    world.has_history = False
+    world.quota_bytes, world.quota_inodes = QUOTA_BYTES, QUOTA_INODES
 
 
 def with_outsiders(policy: str) -> Callable[[World], None]:
@@ -163,3 +166,31 @@ def test_giving_way_unseen_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """With bucket-wins: what the bucket never had is not kept."""
     monkeypatch.setattr(outside, "is_mirrored", lambda *_: True)
     assert "gave way" in found_by(range(1, 41), 1000, with_outsiders(BUCKET_WINS))
+
+
+def test_a_snapshot_that_garbage_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots are not asked for when it is judged what is garbage."""
+    monkeypatch.setattr(garbage.Needs, "of_point", lambda *_: set())
+
+    def prepare(world: World) -> None:
+        alone(world)
+        world.has_history = True
+        world.history.limits = {"history_hours": 0.0, "history_max_bytes": 0}
+
+    assert "snapshot" in found_by(range(1, 21), 1500, prepare)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_snapshots_and_restores(seed: int) -> None:
+    def prepare(world: World) -> None:
+        world.has_history = True
+
+    world = simulate(seed, 2 * OPERATIONS, prepare)
+    assert world.counts["restored"] > 0
+
+
+def test_a_quota_that_is_reached() -> None:
+    def prepare(world: World) -> None:
+        world.quota_bytes, world.quota_inodes = SHORT_QUOTA_BYTES, 30
+
+    assert simulate(3, OPERATIONS, prepare).counts["refused for room"] > 0

@@ -26,11 +26,12 @@ import trio
 import trio.testing
 
 from s3ws_fs.core import failpoints, journal
-from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
+from s3ws_fs.core.config import SIZE_BYTES_MIN, MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import ExitCode, StoreError
 from s3ws_fs.core.outside import KEEP_BOTH
 from tests.sim import quiet, strands
 from tests.sim.bucket import Bucket
+from tests.sim.history import HISTORY_CHANCE, History
 from tests.sim.hosts import Host, Killed
 from tests.sim.life import ENDS, KILL, LOSS, POWER, UNMOUNT, Life, Plan, Refused, living, only
 from tests.sim.outsiders import OUTSIDERS_CHANCE, Outsiders
@@ -48,6 +49,11 @@ LIFE_OPERATIONS: Final = (20, 400)
 SKEW_S_MAX: Final = 7200
 LATE_S_MAX: Final = 20.0
 """So long a request of a dead process may still be on its way."""
+QUOTA_BYTES: Final = 64 << 20
+QUOTA_INODES: Final = 1_000_000
+SHORT_QUOTA_CHANCE: Final = 0.3
+"""Of runs, so many reach their quota all the time."""
+SHORT_QUOTA_BYTES: Final = SIZE_BYTES_MIN
 RETRY_MOUNT_S: Final = 20.0
 RIVALS_CHANCE: Final = 0.15
 AUDITED_CHANCE: Final = 0.1
@@ -92,10 +98,21 @@ class World:
         """The newest ones, by number."""
         self._lates_known = 0
         self._late: list[Callable[[], object]] = []
+        self.quota_bytes, self.quota_inodes = QUOTA_BYTES, QUOTA_INODES
+        room = random.Random(f"{seed} room")
+        if room.random() < SHORT_QUOTA_CHANCE:
+            self.quota_bytes = SHORT_QUOTA_BYTES
+            self.quota_inodes = room.choice([30, 60, QUOTA_INODES])
+        past = random.Random(f"{seed} history")
+        self.has_history = past.random() < HISTORY_CHANCE
+        """Whether people take snapshots and restore in this run."""
+        self.history = History(self, past)
         prefix = self._workspace.prefix
         # The server's clock is another one, and goes wrong as it likes.
         skew_ns = self.ids.randrange(-SKEW_S_MAX, SKEW_S_MAX) * 10**9
-        self.bucket = Bucket(lambda: self.coarse_ns() + skew_ns, prefix, self._sealed)
+        self.bucket = Bucket(
+            lambda: self.coarse_ns() + skew_ns, prefix, self._sealed, self.history.was_put
+        )
         self.outsiders: Outsiders | None = None
         outside = random.Random(f"{seed} outside")
         if outside.random() < OUTSIDERS_CHANCE:
@@ -104,6 +121,11 @@ class World:
         self.on_life: Callable[[Life], None] = lambda _: None
         """Told of each life when its parts are there: for bugs put in on purpose."""
         self.allow_unconditional = False
+
+    @property
+    def attaches(self) -> bool:
+        """Whether mounts bring in what others do, and restore: as real ones do."""
+        return self.outsiders is not None or self.has_history
 
     def come_outsiders(self, outsiders: Outsiders | None) -> None:
         """Somebody else changes the mirror in this run, or nobody does."""
@@ -131,8 +153,10 @@ class World:
             ),
             cache_dir=str(host.base),
             runtime_dir="/run",
-            max_size_bytes=64 << 20,
+            max_size_bytes=self.quota_bytes,
+            max_inodes=self.quota_inodes,
             take_over=True,
+            **(self.history.limits if self.has_history else {}),
             outside_changes=KEEP_BOTH if self.outsiders is None else self.outsiders.policy,
         )
 
@@ -202,6 +226,7 @@ class World:
             flush.host.number = header.number
         if cache is not None:
             flush.host.fsynced = max(flush.host.fsynced, flush.generation)
+        self.history.states[header.number] = flush.nodes
         if self.outsiders is not None:
             self.outsiders.sealed(flush.nodes)
         self.count("seals")
@@ -216,6 +241,7 @@ class World:
         nodes = {} if before is None else before.nodes
         self.newest = Frozen(host, generation, nodes, header.number)
         self.sealed[header.number] = self.newest
+        self.history.states[header.number] = nodes
         if host.number == header.number - 1:
             host.number = header.number
         self.count("fences")
