@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import stat
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 from s3ws_fs.cli import report
+from s3ws_fs.core.journal import Header
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.treediff import (
     ADDED,
@@ -28,10 +31,11 @@ from s3ws_fs.core.treediff import (
     Change,
 )
 from s3ws_fs.launch.end import counted
-from s3ws_fs.transfer.looking import Step
 
 LETTERS: Final = {ADDED: "A", DELETED: "D", MODIFIED: "M", RENAMED: "R"}
 KINDS: Final = (ADDED, DELETED, MODIFIED, RENAMED)
+KEPT_MAX: Final = 200_000
+"""Changes of all seals together that a `log` keeps until it prints them."""
 TYPES: Final = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
@@ -140,16 +144,55 @@ def stat_lines(changes: list[Change], depth: int) -> Iterator[str]:
     yield f"{counted(len(changes), 'change')}: {summary(counts(changes))}"
 
 
-def step_lines(step: Step, changes: list[Change], shown: int) -> Iterator[str]:
+@dataclass(slots=True)
+class Told:
+    """What is kept of one seal until it is printed: totals of all, and some of its changes."""
+
+    header: Header
+    modified_ns: int
+    counts: dict[str, int]
+    changes: list[Change]
+
+    @property
+    def omitted(self) -> int:
+        """Changes that are counted and not told."""
+        return sum(self.counts[kind] for kind in KINDS) - len(self.changes)
+
+
+class Kept:
+    """The newest seals, with a bound on what is kept of them: the oldest lose their changes first,
+    never their totals.
+    """
+
+    def __init__(self, seals: int, each: int, total: int = KEPT_MAX) -> None:
+        self._each = each
+        self._total = total
+        self._held = 0
+        self.told: deque[Told] = deque(maxlen=seals)
+
+    def add(self, header: Header, modified_ns: int, found: list[Change]) -> None:
+        """The next seal, newer than all before."""
+        if len(self.told) == self.told.maxlen:
+            self._held -= len(self.told[0].changes)
+        self.told.append(Told(header, modified_ns, counts(found), found[: self._each]))
+        self._held += len(self.told[-1].changes)
+        for old in self.told:
+            if self._held <= self._total:
+                return
+            self._held -= len(old.changes)
+            old.changes = []
+
+
+def told_lines(told: Told) -> Iterator[str]:
     """One seal."""
-    header = step.header
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(step.modified_ns // 1_000_000_000))
+    header = told.header
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told.modified_ns // 1_000_000_000))
     head = f"#{header.number}  generation {header.generation}  {when}"
-    yield f"{head}  by {report.safe(header.host) or '-'}  {summary(counts(changes))}"
-    for change in changes[:shown]:
+    yield f"{head}  by {report.safe(header.host) or '-'}  {summary(told.counts)}"
+    for change in told.changes:
         yield f"    {line(change)}"
-    if len(changes) > shown:
-        yield f"    and {len(changes) - shown} more"
+    if told.omitted:
+        yield f"    and {told.omitted} more"
 
 
 # --- for a program
@@ -190,16 +233,16 @@ def _side(rec: InodeRec | None) -> dict[str, Any] | None:
     return document
 
 
-def step_json(step: Step, changes: list[Change], limit: int) -> dict[str, Any]:
+def told_json(told: Told) -> dict[str, Any]:
     """One seal."""
-    header = step.header
+    header = told.header
     return {
         "number": header.number,
         "generation": header.generation,
-        "sealed_at_s": round(step.modified_ns / 1e9, 3),
+        "sealed_at_s": round(told.modified_ns / 1e9, 3),
         "created_at_s": round(header.created_ns / 1e9, 3),
         "host": report.safe(header.host),
-        "counts": counts(changes),
-        "changes": [to_json(change) for change in changes[:limit]],
-        "omitted": max(0, len(changes) - limit),
+        "counts": told.counts,
+        "changes": [to_json(change) for change in told.changes],
+        "omitted": told.omitted,
     }

@@ -19,7 +19,6 @@ import os
 import stat
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -35,7 +34,7 @@ from s3ws_fs.core.treediff import Change, by_files, select
 from s3ws_fs.core.treeview import NoPathError, TreeView
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import looking, points
-from s3ws_fs.transfer.looking import Difference, Step
+from s3ws_fs.transfer.looking import Difference
 from s3ws_fs.transfer.points import Point, Points
 
 LINES_MAX: Final = 10_000
@@ -206,18 +205,18 @@ def log(
             after[0].number + 1 if after else 1,
             last.number + 1 - (looking.LOG_SEGMENTS_MAX if below else limit),
         )
-        kept: deque[tuple[Step, list[Change]]] = deque(maxlen=limit)
+        kept = changes.Kept(limit, LOG_JSON_MAX if as_json else LOG_SHOWN)
         for step in looking.steps(store, survey, first, last.number, pool):
             shown = [c for c in select(step.changes, below) if with_noise or not c.is_noise]
             if shown or not below:
-                kept.append((step, shown[:LOG_JSON_MAX]))
-        for step, shown in reversed(kept):
-            if as_json:
-                click.echo(json.dumps(changes.step_json(step, shown, LOG_JSON_MAX)))
-                continue
-            for line in changes.step_lines(step, shown, LOG_SHOWN):
-                report.echo(line)
-    if not kept and not as_json:
+                kept.add(step.header, step.modified_ns, shown)
+    for told in reversed(kept.told):
+        if as_json:
+            click.echo(json.dumps(changes.told_json(told)))
+            continue
+        for line in changes.told_lines(told):
+            report.echo(line)
+    if not kept.told and not as_json:
         report.note("s3ws: nothing was changed there, as far as history is kept")
 
 

@@ -48,6 +48,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _S3_LOCATION: Final = re.compile(r"s3://([^ /]+)(?: \((.+)\))?")
 _LOCAL_LOCATION: Final = "file://"
+_WRITERS_CACHE: Final = re.compile(r"-[0-9a-f]{16}$")
 
 
 def workspace_flags(function: _F) -> _F:
@@ -64,7 +65,7 @@ def workspace_flags(function: _F) -> _F:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A workspace, and the mount of this host that writes it, if there is one."""
+    """A workspace, and the mount of this host that is meant, if there is one."""
 
     config: MountConfig
     info: MountInfo | None
@@ -90,7 +91,7 @@ class Workspace:
 
         It does not wait for the mirror. Raises UserError when the mount can't (exit 6, 9).
         """
-        info = self.info
+        info = self.info if self.info is not None and _writes(self.info) else mount_of(self.config)
         if info is None or not info.is_alive():
             return
         path = registry.socket_path(runtime_dir(), info.mountpoint)
@@ -123,14 +124,16 @@ def chosen(mountpoint: str | None, overrides: dict[str, Any]) -> Workspace:
 def mount_of(config: MountConfig) -> MountInfo | None:
     """The mount of this host that writes the workspace; None when there is none."""
     infos, _ = registry.list_mounts(runtime_dir())
+    place = (config.workspace.prefix, config.store.location)
     for info in infos:
-        is_its = (info.prefix, info.cache_path) == (
-            config.workspace.prefix,
-            config.workspace_cache_dir,
-        )
-        if is_its and info.is_alive():
+        if (info.prefix, info.store_location) == place and _writes(info) and info.is_alive():
             return info
     return None
+
+
+def _writes(info: MountInfo) -> bool:
+    """Whether it is a mount for writing: the caches of others have something behind the digest."""
+    return _WRITERS_CACHE.search(info.cache_path) is not None
 
 
 def mount_here() -> MountInfo | None:
@@ -149,7 +152,7 @@ def mount_here() -> MountInfo | None:
 
 def at_point(config: MountConfig, ref: str, *, as_json: bool) -> MountConfig:
     """The same mount, of the point that a reference means. Raises UserError (exit 2, 6, 17)."""
-    workspace = Workspace(config, mount_of(replace(config, read_only=False)))
+    workspace = Workspace(config, mount_of(config))
     with report.progress("seal", as_json=as_json) as on_event:
         sealed_first(workspace, [ref], on_event)
     with workspace.store() as store:

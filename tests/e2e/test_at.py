@@ -75,6 +75,10 @@ def test_two_points_and_the_writer_side_by_side_on_one_host(writer: Host, tmp_pa
         (writer.mountpoint / "f").write_text("third")
         texts = [(at / "f").read_text() for at in (one, two, writer.mountpoint)]
         assert texts == ["first", "second, not sealed yet", "third"]
+        # Which workspace it is can be told from any of them; head is that of the one that writes.
+        said = writer.json("diff", "#1", "head", "-m", one)
+        assert [change["name"] for change in said["changes"]] == ["f"]
+        assert writer.s3ws("cat", "head:f", "-m", two).stdout == "third"
         # The daemon dies, and the mount goes on.
         pid = writer.json("status", one)["pid"]
         os.kill(pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from s3ws_fs.core import history, jsontext, layout
 from s3ws_fs.core.errors import UserError
+from s3ws_fs.core.forks import Mark, Origin, decode_mark
 from s3ws_fs.core.journal import json_digest
 from s3ws_fs.core.lease import HELD, RELEASED, Lease, decode_lease
 from s3ws_fs.core.types import Outdated
@@ -33,6 +34,7 @@ SNAPSHOT: Final = history.Snapshot(
     WORKSPACE, 5, "0" * 32, 9, history.snap_id(history.NAMED, "v1", NOW_NS), "v1", history.NAMED,
     NOW_NS,
 )  # fmt: skip
+MARK: Final = Mark(Origin("conversations/u/c/workspace/", WORKSPACE, 5, 9), "x" * 32, NOW_NS)
 KEPT: Final = {"format": 1, "workspace": WORKSPACE, "from": 4}
 OUTDATED: Final = json.loads(json.dumps(Outdated(((1, b"\xff"), (7, b"n")), (1, 7)).to_json()))
 
@@ -90,6 +92,12 @@ def run_snapshot(raw: bytes) -> None:
     assert found.ref.isprintable()
 
 
+def run_mark(raw: bytes) -> None:
+    """A fork's mark comes back as it was."""
+    found = decode_mark(raw)
+    assert decode_mark(found.encode()) == found
+
+
 def run_snapshot_key(text: str) -> None:
     """A key is no snapshot's, or the one that we would make."""
     key = layout.SNAP_PREFIX + text
@@ -137,6 +145,7 @@ TARGETS: Final = (
         lambda rng: signed(rng, KEPT),
         lambda raw: history.decode_kept_from(raw, WORKSPACE),
     ),
+    Target("fork marks", lambda rng: signed(rng, json.loads(MARK.encode())), run_mark),
     Target("references", make_reference, run_reference, (UserError,)),
     Target("kernel notes", lambda rng: json_bytes(rng, OUTDATED), run_outdated),
 )
