@@ -31,9 +31,11 @@ from s3ws_fs.core.errors import FormatError, NotFoundError, UserError
 from s3ws_fs.core.findings import Finding, Report, Severity, damage, make
 from s3ws_fs.core.lease import decode_lease
 from s3ws_fs.core.records import MirrorRow
+from s3ws_fs.core.types import Location
 from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import PROBE_PREFIX, ScopedStore
 from s3ws_fs.transfer import journaling
+from s3ws_fs.transfer.audit_history import HistoryAudit
 from s3ws_fs.transfer.audit_journal import Chain, Replayed, journal_objects, read_all, replay
 from s3ws_fs.transfer.audit_mirror import MirrorAudit, own_hashes
 from s3ws_fs.transfer.audit_places import JOURNAL_PREFIXES, LocalSide, Places, differences
@@ -99,6 +101,10 @@ class _Attempt:
         self._report = Report()
         self._listing: dict[str, ListEntry] = {}
         self._chain = Chain([])
+        self._older: set[Location] = set()
+        """Places that records beside those of the newest state name."""
+        self._history: HistoryAudit | None = None
+        self._of_history: list[Finding] = []
         self._of_objects: list[Finding] = []
         """What is wrong with journal objects: how bad that is, is known when it is known whether
         anything needs them."""
@@ -110,6 +116,7 @@ class _Attempt:
         workspace = self._workspace()
         self._lease()
         self._journal(workspace)
+        self._points(workspace)
         mirrored = self._mirrored(workspace)
         replayed, tree = self._replay(mirrored)
         tables = replayed.tables if tree is not None else TableSet()
@@ -171,15 +178,26 @@ class _Attempt:
 
     def _journal(self, workspace: str | None) -> None:
         objects = journal_objects(self._listing)
-        for number, _ in enumerate(read_all(self._store, self._pool, objects, workspace)):
+        self._chain = Chain(objects)
+        needed = {each.key for each in self._chain.needed}
+        for number, each in enumerate(read_all(self._store, self._pool, objects, workspace)):
             event = {"phase": "reading the journal", "done": number + 1, "total": len(objects)}
             self._progress(event)
-        self._chain = Chain(objects)
+            if each.key not in needed:
+                self._older.update(each.locations())
+                each.let_go()
         for each in objects:
             self._of_objects += each.problems
         self._of_objects += self._chain.run()
         self._report.checked["segments"] = len(self._chain.segments)
         self._report.checked["checkpoints"] = len(self._chain.checkpoints)
+
+    def _points(self, workspace: str | None) -> None:
+        if workspace is None or not self._chain.newest:
+            return
+        self._history = HistoryAudit(self._store, self._pool, workspace, self._listing, self._chain)
+        self._of_history = list(self._history.run(self._progress))
+        self._report.checked["points"] = self._history.points
 
     def _mirrored(self, workspace: str | None) -> int:
         """Up to which generation the mirror is said to be complete."""
@@ -221,12 +239,9 @@ class _Attempt:
         self._of_objects += places.exist()
         if self._quick:
             return
-        older = (
-            location
-            for each in (*self._chain.segments.values(), *self._chain.checkpoints.values())
-            for location in each.locations()
-        )
-        streams = places.streams(older)
+        for each in self._chain.needed:
+            self._older.update(each.locations())
+        streams = places.streams(self._older)
         total_mib = 1 + sum(stream.size_bytes for stream in streams) // (1 << 20)
         done_bytes = 0
         known = {f.where for f in self._of_objects if f.code.startswith("object-")}
@@ -247,17 +262,27 @@ class _Attempt:
         chain = self._chain
         needed = {each.key for each in chain.needed}
         needed.update(layout.seg_key(number) for number in chain.missing)
+        old_keys, old_ids = self._of_points()
+        known = {(finding.code, finding.where) for finding in self._of_objects}
+        self._of_objects += (f for f in self._of_history if (f.code, f.where) not in known)
         for finding in self._of_objects:
             number = layout.key_number(finding.where, layout.SEG_PREFIX)
             blob = layout.key_number(finding.where, layout.BLOB_PREFIX)
-            is_named = named is None or (number or blob) in named
-            if finding.where not in needed and not is_named:
+            is_named = named is None or (number or blob) in named or (number or blob) in old_ids
+            is_kept = finding.where in old_keys or not finding.where.startswith(JOURNAL_PREFIXES)
+            if finding.where not in needed and not is_named and not is_kept:
                 message = f"{finding.message}; nothing needs it any more"
                 yield replace(finding, severity=Severity.NOTE, message=message)
             elif finding.where in needed and self._can_bridge():
                 yield replace(finding, repairable=True)
             else:
                 yield finding
+
+    def _of_points(self) -> tuple[set[str], set[int]]:
+        """What kept points need: keys of journal objects, and ids of those that these name."""
+        if self._history is None:
+            return set(), set()
+        return self._history.needed, self._history.named
 
     def _can_bridge(self) -> bool:
         """Whether a checkpoint made from the cache would make up for what a restore can't read."""
@@ -270,7 +295,8 @@ class _Attempt:
         return chain.newest_header is not None and local.sealed_number == chain.newest
 
     def _unknown(self, places: Places) -> None:
-        named, garbage = places.named, 0
+        old_keys, old_ids = self._of_points()
+        named, garbage = places.named | old_ids, 0
         for key in self._listing:
             if key in SINGLE or key.startswith(UNNAMED) or history.split_snap_key(key):
                 continue
@@ -279,7 +305,8 @@ class _Attempt:
                 message = "nothing in the format is called so"
                 self._report.add(make(Severity.FOREIGN, "unknown-object", key, message))
             is_old = segment is not None and segment < self._chain.base
-            if (is_old or blob is not None) and (segment or blob) not in named:
+            is_free = is_old or blob is not None
+            if is_free and (segment or blob) not in named and key not in old_keys:
                 garbage += 1
         if garbage and self._chain.is_whole:
             message = f"{garbage} objects that nothing names any more, or not yet"

@@ -42,6 +42,10 @@ class JournalObject:
     frames: list[Frame] | None = None
     problems: list[Finding] = field(default_factory=list)
 
+    def let_go(self) -> None:
+        """Its records are not needed any more: memory is for those of the newest state."""
+        self.frames = None
+
     def wrong(self, code: str, message: str) -> None:
         """Note a problem."""
         self.problems.append(damage(code, self.key, message))

@@ -4,6 +4,7 @@ After each collection, against a model that keeps for each point its tree and wh
     every point that is said to be kept loads, and each of its bytes reads and is right
     the points kept are those that the limits say
     what nobody needs and is older than the grace is gone; what somebody needs stands
+    the audit of the bucket finds no damage
 
 `python -m tests.history.lives --seconds 600 --seed 1` for a long time.
 """
@@ -25,6 +26,7 @@ from unittest import mock
 
 from s3ws_fs.cache.cache import Identity, open_cache
 from s3ws_fs.core import history, keys, layout
+from s3ws_fs.core.findings import Severity
 from s3ws_fs.core.history import KINDS, NAMED, UNDOABLE, Snapshot
 from s3ws_fs.core.retention import Limits
 from s3ws_fs.core.types import BLOB_BIT, ROOT_INO
@@ -32,6 +34,7 @@ from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.store.memory import MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import freeze, garbage, points, spans
+from s3ws_fs.transfer.audit import audit
 from s3ws_fs.transfer.garbage import CHECKPOINTS_KEPT, GC_GRACE_S, Collected
 from s3ws_fs.transfer.points import Points, SnapKey
 from tests.support.history import WORKSPACE, Life, tree_of
@@ -184,9 +187,18 @@ class Lived:
             self.seen["behind"] += 1
             return
         self.check_exact(before, after, sizes, done)
+        self.check_audit()
         self.seen["removed"] += done.removed
         self.seen["snapshots removed"] += done.snapshots
         self.seen["segments read"] += done.segments_read
+
+    def check_audit(self) -> None:
+        """`s3ws check --bucket` finds nothing wrong, and counts the same garbage."""
+        quick = self.rng.random() < 0.7
+        report = audit(self.life.store, at_once(), lambda _: None, quick=quick).report
+        found = [f for f in report.findings if f.severity is Severity.DAMAGE]
+        assert not found, found
+        self.seen["audits"] += 1
 
     def check_trees(self, survey: Points) -> None:
         for number in survey.numbers():

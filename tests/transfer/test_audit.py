@@ -408,6 +408,7 @@ async def test_what_nothing_names_is_a_note(mounter: Mounter, bucket: ScopedStor
 
 def test_every_code_of_buckets_has_its_test() -> None:
     here = Path(__file__)
-    text = here.read_text() + here.with_name("test_audit_repair.py").read_text()
+    others = ("test_audit_repair.py", "test_audit_history.py")
+    text = here.read_text() + "".join(here.with_name(name).read_text() for name in others)
     for code in list(CODES)[list(CODES).index("workspace-file") :]:
         assert f'"{code}"' in text, code
