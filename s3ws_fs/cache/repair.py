@@ -222,6 +222,8 @@ class _Repair:
     def _reship(self, tx: Tx) -> None:
         for key in sorted(self._needs.reship):
             if tx.txn.get(key, db=tx.db.extents) is not None:
+                # A freeze ships what is not where it stood; there these bytes are no more.
+                tx.txn.delete(key, db=tx.db.chunks)
                 tx.mark(keys.T_CHUNKS, key)
         # A generation of its own, so that the mirror pass does not take what stands for its own.
         touched = {ino for ino, _ in self._needs.remirror}

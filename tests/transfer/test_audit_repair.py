@@ -74,7 +74,11 @@ async def test_lost_and_rotten_data_is_shipped_again(
     async with mounter() as m:
         await m.sync()
     after = run(bucket).report
-    assert not after.has_damage, after.findings
+    # Points before the repair lost those bytes for good; nothing of the newest state did.
+    assert {f.where for f in after.findings if f.severity == "damage"} == {
+        layout.object_key(blob.object_id), layout.object_key(segment.object_id),
+    }  # fmt: skip
+    assert not any(f.paths for f in after.findings), after.findings
     async with mounter("b") as m:
         assert await m.read("big") == data
         assert await m.read("late") == late
@@ -133,7 +137,8 @@ async def test_a_segment_that_can_not_be_read_is_bridged_by_a_checkpoint(
         await m.sync()
     assert bucket.head(layout.ckpt_key(5)).size_bytes > 0
     after = run(bucket).report
-    assert not after.has_damage, after.findings
+    # Only points before that checkpoint need it still.
+    assert {f.where for f in after.findings if f.severity == "damage"} == {key}
     async with mounter("c") as m:
         assert m.tree() == tree
         assert await m.read("small") == b"SMALL file"
