@@ -31,7 +31,7 @@ import trio
 
 from s3ws_fs.cache.cache import Cache, open_cache
 from s3ws_fs.cache.durability import Durability
-from s3ws_fs.core import keys, layout
+from s3ws_fs.core import history, keys, layout
 from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import ExitCode, FsError, UserError
 from s3ws_fs.core.findings import Report
@@ -142,8 +142,14 @@ class Place:
                 for path, node in self.tree.items():
                     if isinstance(mode := node[1], int) and mode & 0o170000 == 0o100000:
                         self.bytes[path[1:]] = await m.read(path[1:])
-                # As the clean-up does an hour later: so the checkpoint can't be done without.
-                self.scoped(self.store).delete(layout.seg_key(1))
+                # As the clean-up does an hour later, when no history is to be kept: so the
+                # checkpoint can't be done without.
+                bucket = self.scoped(self.store)
+                kept = history.encode_kept_from(
+                    m.cache.get_json("workspace"), m.cache.get_json("sealed")["number"]
+                )
+                bucket.put(layout.HISTORY_KEY, kept)
+                bucket.delete(layout.seg_key(1))
                 self.needed = frozenset(self._needed(m.cache))
                 found = self.scoped(self.store).list(layout.CKPT_PREFIX)
                 self.older_checkpoint, self.checkpoint = (entry.key for entry in found)
