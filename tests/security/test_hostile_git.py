@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -422,6 +423,26 @@ def test_git_gets_no_secret_and_no_configuration(
     assert "sesame" not in seen
     assert str(home) not in seen
     assert "/elsewhere" not in seen
+
+
+def test_git_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    script = f"""
+from pathlib import Path
+from s3ws_fs.snapshot.git.running import Git
+top = Path({str(tmp_path)!r})
+git = Git(top / "a.git", top)
+git.run("init", "-q", "--bare", "--template=")
+talk = git.converse("cat-file", "--batch")
+Path({str(marker)!r}).write_text(str(talk._process.pid))
+input()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as parent:
+        wait_until(lambda: marker.exists() and marker.read_text() != "")
+        at = Path(f"/proc/{marker.read_text()}/stat")
+        assert at.exists()
+        parent.kill()
+        wait_until(lambda: not at.exists() or at.read_text().rsplit(")", 1)[1].split()[0] in "ZX")
 
 
 def test_git_ends_by_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,51 @@ def test_a_shallow_clone_is_restored_as_one(tmp_path: Path) -> None:
     assert git_states.picture(tmp_path / "restored") == git_states.picture(shallow)
 
 
+def test_a_partial_clone_is_restored_as_one(tmp_path: Path) -> None:
+    original = git_states.build("clean", tmp_path / "original")
+    programs.run("git", "config", "uploadpack.allowFilter", "true", cwd=original)
+    partial = tmp_path / "workspace"
+    programs.run("git", "clone", "-q", "--filter=blob:none", f"file://{original}", partial)
+    missing = git_states.git(partial, "rev-list", "--objects", "--all", "--missing=print")
+    assert "?" in missing
+    (partial / "file").write_text("changed")
+    (made,) = make_bundles(DirectoryTree(partial), tmp_path / "cache", tmp_path)
+    assert made.outcome == MADE, made.why
+    assert made.file is not None
+    restore([made.file], tmp_path / "restored", Options())
+    assert git_states.files(tmp_path / "restored") == git_states.files(partial)
+    assert git_states.picture(tmp_path / "restored") == git_states.picture(partial)
+    # What was missing there is missing here, and comes from the same place.
+    assert missing == git_states.git(
+        tmp_path / "restored", "rev-list", "--objects", "--all", "--missing=print"
+    )
+    assert git_states.git(tmp_path / "restored", "show", "HEAD~2:file").startswith("2\n")
+
+
+def test_a_bundle_larger_than_what_git_may_say(
+    looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (looks.workspace / "large").write_bytes(os.urandom(300_000))
+    monkeypatch.setattr("s3ws_fs.snapshot.git.running.OUTPUT_BYTES_MAX", 100_000)
+    looks.look()
+    assert restored_is_same(looks, tmp_path / "restored")
+
+
+def test_many_notes_are_told_in_part(looks: Looks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "NOTES_MAX", 3)
+    looks.run(
+        """
+        for n in 1 2 3 4 5; do
+            printf '%040d\n' $n >.git/refs/heads/lost$n
+        done
+        """
+    )
+    made = looks.look()
+    assert made.outcome == MADE, made.why
+    assert len(made.notes) == 3
+    assert "names an object that is missing" in made.notes[0]
+
+
 # --- limits ----------------------------------------------------------------------------------
 
 

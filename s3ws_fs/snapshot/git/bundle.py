@@ -52,8 +52,12 @@ def write(
     object_format: str,
     *,
     base: str | None = None,
+    is_partial: bool = False,
 ) -> int:
-    """Write a bundle of these refs; with `base`, of what that commit does not lead to. Its size."""
+    """Write a bundle of these refs; with `base`, of what that commit does not lead to. Its size.
+
+    `is_partial`: objects may be missing, on purpose.
+    """
     lines = ["# v2 git bundle" if object_format == SHA1 else "# v3 git bundle"]
     if object_format != SHA1:
         lines.append(f"@object-format={object_format}")
@@ -65,6 +69,8 @@ def write(
         file.flush()
         tips = list(dict.fromkeys(oid for _, oid in refs))
         words = ["pack-objects", "--stdout", "--revs", "--delta-base-offset", "-q"]
+        if is_partial:
+            words.append("--missing=allow-any")
         if base is not None:
             words.append("--thin")
             # Its tree by name, too: nothing new leads to that commit.

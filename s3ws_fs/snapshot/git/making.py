@@ -48,6 +48,8 @@ SHADOWS_BYTES_MAX: Final = 8 << 30
 ROOM_BYTES_MIN: Final = 512 << 20
 """Room that is left on the cache's disk: it belongs to the cache."""
 KEY_BYTES_MAX: Final = 1024
+NOTES_MAX: Final = 20
+"""So many notes on one bundle are told."""
 
 MADE: Final = "made"
 UNCHANGED: Final = "unchanged"
@@ -204,20 +206,28 @@ class _Making:
         path = self._repository.path
         key = bundle_key(path)
         file = self._out_dir / f"git-{self._directory.name}.bundle"
-        made = Made(path, MADE, key=key, file=file, state=state.oid, notes=state.notes)
+        made = Made(path, MADE, key=key, file=file, state=state.oid)
+        made.notes = state.notes[:NOTES_MAX]
         made.left_out = state.manifest.left_out_count
         new = _Known(fingerprint, state.oid, known.base, known.base_bytes)
         if self._may_add(known) and self._base_in_bucket(key) == known.base:
             file.unlink(missing_ok=True)
             made.bundle_bytes = bundle.write(
-                file, git, state.refs, copy.object_format, base=known.base
+                file,
+                git,
+                state.refs,
+                copy.object_format,
+                base=known.base,
+                is_partial=copy.is_partial,
             )
             made.is_increment = made.bundle_bytes <= known.base_bytes * INCREMENT_SHARE_MAX
         if made.is_increment:
             made.key = more_key(path)
         else:
             file.unlink(missing_ok=True)
-            made.bundle_bytes = bundle.write(file, git, state.refs, copy.object_format)
+            made.bundle_bytes = bundle.write(
+                file, git, state.refs, copy.object_format, is_partial=copy.is_partial
+            )
             new.base, new.base_bytes = state.oid, made.bundle_bytes
         failpoints.hit(failpoints.BUNDLE_MADE)
         self._write("pending.json", fingerprint, new)

@@ -6,7 +6,8 @@ Invariants
 2. No configuration of the system or of a user, no hook, no fsmonitor, no credential helper, no
    editor, no prompt, no network: by the environment and by `-c`, which outranks every file.
 3. The environment is made here, not inherited: no secret of ours reaches git.
-4. Every run ends: by itself, by its limits of time, memory and output, or by SIGKILL to its group.
+4. Every run ends: by itself, by its limits of time, memory and output, or by SIGKILL to its group;
+   and the kernel ends it when the process that started it dies.
 
 Called by snapshot.git.
 """
@@ -14,6 +15,7 @@ Called by snapshot.git.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import shutil
@@ -166,6 +168,7 @@ class Git:
                 cwd=self._work_tree or self._scratch,
                 env={**self._env, **env},
                 start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
         except OSError as exc:
             raise GitError(f"git can't be run: {exc.strerror}") from exc
@@ -235,6 +238,15 @@ class Conversation:
                 with contextlib.suppress(OSError):
                     pipe.close()
         end(self._process)
+
+
+_PR_SET_PDEATHSIG: Final = 1
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+def _die_with_parent() -> None:
+    """In the new process, before it is git. Allocates and locks nothing."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _environment(scratch: Path) -> dict[str, str]:

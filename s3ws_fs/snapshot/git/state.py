@@ -107,7 +107,7 @@ class Taking:
         entries = self._index()
         kinds = self._kinds(entries)
         found = self._work_tree(entries, kinds)
-        refs, tips, lost = self._refs(kinds)
+        refs, tips, lost = self._refs()
         extra = [oid for oid in sorted(self._named) if with_named and oid in kinds]
         index_only = sorted(
             {
@@ -205,38 +205,32 @@ class Taking:
 
     # --- refs ------------------------------------------------------------------------------
 
-    def _refs(
-        self, kinds: dict[str, tuple[str, int]]
-    ) -> tuple[list[tuple[str, str]], list[str], list[str]]:
+    def _refs(self) -> tuple[list[tuple[str, str]], list[str], list[str]]:
         """Refs as the bundle names them, the commits they lead to, and those that are lost."""
-        out = self._git.run("for-each-ref", "--format=%(objectname) %(*objectname) %(refname)")
+        # Nothing more of an object is asked: one that is missing would end it.
+        out = self._git.run("for-each-ref", "--format=%(objectname) %(refname)")
         refs: list[tuple[str, str]] = []
-        tips: list[str] = []
         lost: list[str] = []
-        missing = self._missing(line.split(b" ", 1)[0].decode() for line in out.splitlines())
-        for line in out.splitlines():
-            oid, peeled, name = line.decode(errors="surrogateescape").split(" ", 2)
-            if name.startswith(OUR_REFS):
-                continue
-            if oid in missing:
+        named = [
+            line.decode(errors="surrogateescape").split(" ", 1)[::-1] for line in out.splitlines()
+        ]
+        found = self._look(oid for _, oid in named)
+        for name, oid in named:
+            if oid not in found:
                 lost.append(name)
-                continue
-            refs.append((oid, name))
-            tips.append(peeled or oid)
+            elif not name.startswith(OUR_REFS):
+                refs.append((name, oid))
         head = self._git.run("rev-parse", "--verify", "-q", "HEAD^{commit}", ok=(0, 1, 128))
         if head:
-            refs.insert(0, (head.decode().strip(), "HEAD"))
-            tips.insert(0, head.decode().strip())
-        commits = self._commits(tips)
-        return [(name, oid) for oid, name in refs], commits, lost
+            refs.insert(0, ("HEAD", head.decode().strip()))
+        return refs, self._commits([oid for _, oid in refs], found), lost
 
-    def _commits(self, oids: list[str]) -> list[str]:
-        kinds = self._look(oids)
-        return [oid for oid in oids if kinds.get(oid, ("", 0))[0] == "commit"]
-
-    def _missing(self, oids: Iterable[str]) -> set[str]:
-        wanted = set(oids)
-        return wanted - self._look(wanted).keys()
+    def _commits(self, oids: list[str], found: dict[str, tuple[str, int]]) -> list[str]:
+        """The commits that these are, or tags lead to."""
+        tags = [oid for oid in oids if found.get(oid, ("", 0))[0] == "tag"]
+        peeled = self._look(f"{tag}^{{}}" for tag in tags)
+        commits = [oid for oid in oids if found.get(oid, ("commit", 0))[0] == "commit"]
+        return commits + [oid for oid, (kind, _) in peeled.items() if kind == "commit"]
 
     def _look(self, oids: Iterable[str]) -> dict[str, tuple[str, int]]:
         """Type and size of the objects that exist."""
