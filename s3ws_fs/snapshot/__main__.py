@@ -6,7 +6,7 @@ goes, the last one has `ok` or `error` (as transfer.wire has them).
 Invariants
 1. It runs niced: the mount goes first.
 2. It ends when its parent does: the standard input stays open until then, and is watched.
-3. It writes below the job's directory alone, and sends nothing to the bucket.
+3. It writes below the job's directory alone, for this user alone, and sends nothing to the bucket.
 
 Started by snapshot.child; called by nobody.
 """
@@ -54,6 +54,7 @@ def _first_line() -> bytes:
 def main() -> None:
     """Do the job that is said, and end."""
     os.nice(NICENESS)
+    os.umask(0o077)
     try:
         job = jsontext.object_of(_first_line(), "job")
         threading.Thread(target=_end_with_parent, daemon=True).start()

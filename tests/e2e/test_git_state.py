@@ -55,6 +55,10 @@ def test_unmounted_and_restored_elsewhere(
     }
     before = keep_pictures(tops)
     host.umount()
+    # What others may do with the copies of objects and refs: nothing.
+    kept = list((host.workspace_cache() / "git").rglob("*"))
+    assert len(kept) > 20
+    assert [path for path in kept if path.stat().st_mode & 0o077] == []
     host.lose_cache()
     other = host.elsewhere(tmp_path / "other")
     assert [item["name"] for item in other.json("git", "list")] == ["", "dirty", "stashes"]
@@ -98,9 +102,9 @@ def test_the_repository_is_not_touched(
 
 
 def test_a_sync_saves_what_changed_and_only_that(
-    bucket: Bucket, new_host: HostMaker, tmp_path: Path
+    local_bucket: LocalBucket, new_host: HostMaker, tmp_path: Path
 ) -> None:
-    host = new_host(bucket, settings=SETTINGS)
+    host = new_host(local_bucket, settings=SETTINGS)
     host.mount()
     make(host, "echo no repository yet >file")
     assert host.sync()["git"]["last"] is None

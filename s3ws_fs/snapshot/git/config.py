@@ -27,11 +27,12 @@ _KEPT: Final = re.compile(
     r"|submodule\..*\.(url|active|branch|ignore|shallow)|submodule\.(active|recurse)"
     r"|extensions\.(worktreeconfig|partialclone)"
     r"|(init|pull|rebase|merge|commit|status|color|advice|log|i18n|notes|rerere|format|tag|stash"
-    r"|column|apply|blame|index|push|fetch|feature)\.(?!.*(path|file|template|hook|tool|driver))[a-z]+",
+    r"|column|apply|blame|index|push|fetch|feature)\.(?!.*(path|file|template|hook|tool|driver|uri|directory))[a-z]+",
     re.DOTALL,
 )
 _URL: Final = re.compile(
-    r"(https?|ssh|git|file)://[^\0]*|/[^\0]*|[\w.@~-]+:[^:\0-][^\0]*|\.{1,2}/[^\0]*"
+    r"(https?|ssh|git|file)://(?!-)(?![^/]*@-)[^\0]*"
+    r"|/[^\0]*|[\w.@~][\w.@~-]*:(?!//)[^:\0-][^\0]*|\.{1,2}/[^\0]*"
 )
 """Not `ext::` and other helpers' forms."""
 

@@ -31,6 +31,7 @@ def note_uploaded(state_dir: Path, path: bytes, state: str) -> None:
     """The bundle of this state stands in the bucket. Raises OSError."""
     place = place_of(state_dir, path) / UPLOADED_FILE
     temporary = place.with_suffix(".new")
+    temporary.touch(mode=0o600)
     temporary.write_text(state)
     temporary.replace(place)
 

@@ -168,7 +168,8 @@ class GitState:
     async def _save(self) -> None:
         begun_s = trio.current_time()
         directory = self._top / f"{WORK}{secrets.token_hex(4)}"
-        directory.mkdir(mode=0o700, parents=True)
+        self._top.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o700)
         try:
             made: list[dict[str, Any]] = []
             done = await self._run_job(self._job(directory), partial(self._heard, made))
