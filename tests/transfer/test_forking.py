@@ -226,6 +226,8 @@ def test_an_error_leaves_no_workspace_and_it_is_made_by_a_second_try(
         assert tree_of(shown(new), new) == life.points[life.number]
     else:
         no_workspace(new)
+        said = [each.message for each in audit(new, pool, lambda _: None).report.findings]
+        assert point == failpoints.FORK_BEGUN or any("not finished" in each for each in said)
     done = make(life, new, tmp_path)
     assert tree_of(shown(new), new) == life.points[life.number]
     assert done.workspace == journaling.read_workspace(new)
