@@ -62,6 +62,7 @@ nightly: | $(BIN)/pytest ## the long forms of docs/reliability.md, one after the
 	$(BIN)/python -m tests.crash.power --mount 20 --seed $(NIGHT_SEED)
 	$(BIN)/python -m tests.crash.power --cuts 60 --seed $(NIGHT_SEED)
 	$(BIN)/python -m tests.rot --trials 1200 --cache-trials 600 --seed $(NIGHT_SEED)
+	$(BIN)/python -m tests.history.lives --seconds 1800 --seed $(NIGHT_SEED)
 	$(BIN)/python -m tests.faults.long
 	$(BIN)/python -m tests.e2e.test_holder_once
 	$(BIN)/python -m tests.e2e.test_holder_programs --kills 10

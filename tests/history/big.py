@@ -1,10 +1,11 @@
-"""What a snapshot takes on a large workspace: a real mount over SeaweedFS.
+"""What a snapshot takes on a large workspace, over SeaweedFS and a real worker, without a kernel.
 
     python -m tests.history.big --files 50000
 
-Files are made, and sealed by a first snapshot; then snapshots are taken with nothing dirty and with
-a little, by the control socket and by the command; then flushes until a checkpoint was made and
-garbage was looked for, to say what that takes beside an ordinary flush.
+Files are made and sealed, and the mirror is taken for done. Then snapshots are taken with nothing
+dirty and with ten files dirty; then flushes past two checkpoints, to say what these take, with the
+garbage that is looked for after them, beside an ordinary flush; and what the long history costs the
+next mount. The least of several is what the machine's other work hides least.
 """
 
 from __future__ import annotations
@@ -14,73 +15,149 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from s3ws_fs.control import client
-from s3ws_fs.replica.flusher import CHECKPOINT_EVERY_SEGMENTS
-from tests.support.buckets import S3Bucket
-from tests.support.host import NEVER_BY_ITSELF, Host
-from tests.support.seaweed import running_seaweed
+import trio
 
-TIMES = 7
+from s3ws_fs.cache.cache import open_cache
+from s3ws_fs.cache.durability import Durability
+from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
+from s3ws_fs.core.history import NAMED
+from s3ws_fs.core.types import ROOT_INO
+from s3ws_fs.daemon.parts import identity
+from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.replica.flusher import CHECKPOINT_EVERY_SEGMENTS
+from s3ws_fs.replica.replicator import Replicator
+from tests.replica.conftest import CRED, Mount
+from tests.support.seaweed import Seaweed, running_seaweed
+
+TIMES = 9
 FILES_IN_DIRECTORY = 100
 
 
-def timed(work: Callable[[], object]) -> float:
+async def timed(work: Callable[[], Awaitable[object]]) -> float:
     """Seconds."""
     began = time.monotonic()
-    work()
+    await work()
     return time.monotonic() - began
 
 
 def told(what: str, seconds: list[float]) -> None:
-    shown = f"median {statistics.median(seconds) * 1e3:.0f} ms, most {max(seconds) * 1e3:.0f} ms"
-    print(f"{what}: {shown} of {len(seconds)}", flush=True)
+    ms = [round(each * 1e3) for each in sorted(seconds)]
+    print(
+        f"{what}: least {ms[0]} ms, median {statistics.median(ms):.0f} ms, most {ms[-1]} ms "
+        f"of {len(ms)}",
+        flush=True,
+    )
 
 
-def fill(top: Path, files: int, size_bytes: int) -> None:
+def fill(m: Mount, files: int, size_bytes: int) -> None:
     """So many files, a hundred in a directory."""
     data = os.urandom(size_bytes)
+    directory = ROOT_INO
     for number in range(files):
-        directory = top / f"d{number // FILES_IN_DIRECTORY}"
         if number % FILES_IN_DIRECTORY == 0:
-            directory.mkdir()
-        (directory / f"f{number}").write_bytes(data[: number % size_bytes + 1])
+            name = b"d%d" % (number // FILES_IN_DIRECTORY)
+            directory = m.fs.mkdir(ROOT_INO, name, 0o755, CRED).ino
+        ino = m.fs.create(directory, b"f%d" % number, 0o644, CRED).ino
+        m.fs.write(ino, 0, data[: number * 7919 % size_bytes + 1])
 
 
-def measure(host: Host, files: int, size_bytes: int) -> None:
-    top = host.mountpoint
-    print(f"{files} files: {timed(lambda: fill(top, files, size_bytes)):.1f} s to make", flush=True)
+def take_mirror_for_done(m: Mount) -> None:
+    """The files of this workspace stand nowhere, and nobody will look."""
+    with m.cache.read() as view:
+        behind = list(view.mtodo())
+    m.cache.record_mirrored((), (), behind)
 
-    def snapshot() -> None:
-        client.request(host.socket_path, "snapshot", timeout_s=None)
 
-    print(f"first snapshot, which seals all of it: {timed(snapshot):.1f} s", flush=True)
-    told("snapshot, nothing dirty, by the socket", [timed(snapshot) for _ in range(TIMES)])
-    of_dirty = []
+async def measure(m: Mount, files: int, size_bytes: int) -> None:
+    replica = m.replica
+    began = time.monotonic()
+    fill(m, files, size_bytes)
+    used_mib = m.cache.head.used_bytes >> 20
+    print(f"{files} files, {used_mib} MiB: {time.monotonic() - began:.1f} s to make", flush=True)
+
+    async def seal() -> None:
+        async with replica.history.still():
+            await replica.history.seal()
+
+    async def snapshot() -> None:
+        await replica.snapshot(NAMED, "")
+
+    print(f"first seal: {await timed(seal):.1f} s", flush=True)
+    take_mirror_for_done(m)
+    await snapshot()
+    told("snapshot, nothing dirty", [await timed(snapshot) for _ in range(TIMES)])
+    dirty = []
     for number in range(TIMES):
         for name in range(10):
-            (top / f"little-{name}").write_bytes(b"%d" % number * 100)
-        of_dirty.append(timed(snapshot))
-    told("snapshot, 10 files dirty, by the socket", of_dirty)
-    of_command = [timed(lambda: host.s3ws("snapshot", top)) for _ in range(TIMES)]
-    told("snapshot, nothing dirty, by the command", of_command)
-    told("s3ws version, for comparison", [timed(lambda: host.s3ws("version")) for _ in range(3)])
-
-    flushes = []
-    requests = []
+            m.write(f"little-{name}", b"%d" % number * 100)
+        dirty.append(await timed(snapshot))
+        take_mirror_for_done(m)
+    told("snapshot, 10 files dirty", dirty)
+    seals = []
     for number in range(2 * CHECKPOINT_EVERY_SEGMENTS):
-        (top / "churn").write_bytes(b"%d" % number * 1000)
-        before = sum(host.now()["requests"].values())
-        flushes.append(timed(lambda: client.request(host.socket_path, "seal", timeout_s=None)))
-        requests.append(sum(host.now()["requests"].values()) - before)
-    flush = host.now()["flush"]
+        m.write("churn", b"%d" % number * 1000)
+        before = sum(replica.worker.requests.values())
+        took = await timed(seal)
+        seals.append((took, sum(replica.worker.requests.values()) - before))
+        take_mirror_for_done(m)
+    flush = replica.status()["flush"]
     assert flush["garbage_error"] is None and flush["checkpoint_error"] is None, flush
-    order = sorted(range(len(flushes)), key=lambda n: flushes[n])
-    told("a seal", [flushes[n] for n in order[:-2]])
-    for at in order[-2:]:
-        print(f"a seal with checkpoint and garbage: {flushes[at]:.2f} s, {requests[at]} requests")
+    seals.sort(key=lambda pair: pair[1])
+    told("a flush", [took for took, _ in seals[:-2]])
+    for took, requests in seals[-2:]:
+        print(f"a flush with checkpoint and garbage: {took:.2f} s, {requests} requests")
+    began = time.monotonic()
+    before = sum(replica.worker.requests.values())
+    await replica.worker.ask("survey")
+    after = sum(replica.worker.requests.values())
+    print(f"the look of a mount that starts: {time.monotonic() - began:.3f} s, {after - before}")
+
+
+def config(base: Path, server: Seaweed) -> MountConfig:
+    os.environ.update(server.env)
+    store = StoreConfig(
+        type="s3",
+        bucket=server.bucket,
+        endpoint_url=server.endpoint_url,
+        region=server.region,
+        addressing_style="path",
+    )
+    return MountConfig(
+        mountpoint=str(base / "mnt"),
+        workspace=WorkspaceId("u", "big"),
+        store=store,
+        cache_dir=str(base / "cache"),
+        runtime_dir=str(base / "run"),
+        max_size_bytes=8 << 30,
+    )
+
+
+async def run(base: Path, server: Seaweed, files: int, size_bytes: int) -> None:
+    own = config(base, server)
+    cache = open_cache(
+        Path(own.workspace_cache_dir),
+        identity(own),
+        quota_bytes=own.max_size_bytes,
+        now_ns=time.time_ns,
+    )
+    with cache:
+        replica = Replicator(own, cache, Durability(cache))
+        fs = FileSystem(
+            cache,
+            quota_bytes=own.max_size_bytes,
+            quota_inodes=own.max_inodes,
+            on_change=replica.notify,
+        )
+        replica.attach(fs)
+        await replica.prepare(lambda _: None)
+        fs.make_root(uid=0, gid=0, mode=0o755)
+        try:
+            await measure(Mount(own, cache, fs, replica), files, size_bytes)
+        finally:
+            await replica.worker.close()
 
 
 def main() -> None:
@@ -90,19 +167,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=20_000, help="of the largest, in bytes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as base, running_seaweed() as server:
-        bucket = S3Bucket(server)
-        settings = {
-            **NEVER_BY_ITSELF,
-            "WORKSPACE_MAX_SIZE_MB": "4000",
-            "WORKSPACE_HISTORY_HOURS": "24",
-        }
-        host = Host(Path(base) / "host", bucket.env, settings=settings)
-        try:
-            host.mount()
-            measure(host, args.files, args.size)
-        finally:
-            host.end()
-            bucket.close()
+        trio.run(run, Path(base), server, args.files, args.size)
 
 
 if __name__ == "__main__":

@@ -111,9 +111,11 @@ class Lived:
             return
         with self.life.cache.read() as view, view.txn.cursor(db=view.db.chunks) as cursor:
             self.names[self.life.number] = {keys.unpack_u64(raw) for _, raw in cursor}
-        if is_fold:
-            self.collect(frozen)
-        frozen.close()
+        try:
+            if is_fold:
+                self.collect(frozen)
+        finally:
+            frozen.close()
 
     def wait(self) -> None:
         self.now_ns += self.rng.choice([1, 60, 1800, 4000, 20_000, 90_000]) * S
