@@ -28,6 +28,7 @@ from s3ws_fs.store.base import ListEntry
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import points, replaying
 from s3ws_fs.transfer.audit_journal import Chain, JournalObject
+from s3ws_fs.transfer.opened import open_records
 from s3ws_fs.transfer.points import Points, SnapKey, Stored
 
 Progress = Callable[[dict[str, object]], None]
@@ -201,7 +202,7 @@ class HistoryAudit:
         if each.frames is not None:
             return each.frames
         kind = KIND_CHECKPOINT if each.kind == KIND_CHECKPOINT else KIND_SEGMENT
-        opened = points.open_records(self._store, each.key, self._workspace, each.number, kind)
+        opened = open_records(self._store, each.key, self._workspace, each.number, kind)
         return opened.frames()
 
     def _note(self, records: Iterable[bytes], label: str) -> None:

@@ -31,7 +31,8 @@ from s3ws_fs.core.types import Location
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import points as history
 from s3ws_fs.transfer.fetch import coalesce, fetch_from_mirror, fetch_group, pieces
-from s3ws_fs.transfer.points import Opened, Points
+from s3ws_fs.transfer.opened import Opened, open_records
+from s3ws_fs.transfer.points import Points
 from s3ws_fs.transfer.replaying import HANGING, apply
 from s3ws_fs.transfer.windowed import windowed
 
@@ -181,9 +182,7 @@ def _segments(
     before = survey.header(store, first)[1] if first else ""
 
     def read(number: int) -> Opened:
-        return history.open_records(
-            store, layout.seg_key(number), survey.workspace, number, KIND_SEGMENT
-        )
+        return open_records(store, layout.seg_key(number), survey.workspace, number, KIND_SEGMENT)
 
     try:
         for opened in windowed(pool, read, range(first + 1, last + 1)):

@@ -27,23 +27,21 @@ from datetime import UTC, datetime
 from typing import Final
 
 from s3ws_fs.cache.tableset import TableSet
-from s3ws_fs.core import history, journal, layout
+from s3ws_fs.core import history, layout
 from s3ws_fs.core.errors import ExitCode, FormatError, NotFoundError, UserError
 from s3ws_fs.core.history import Ref, Snapshot
-from s3ws_fs.core.journal import HEADER_BYTES, KIND_CHECKPOINT, KIND_SEGMENT, Frame, Header
+from s3ws_fs.core.journal import KIND_CHECKPOINT, KIND_SEGMENT, Header
 from s3ws_fs.store.scoped import ScopedStore
-from s3ws_fs.transfer.fetch import read_twice
 from s3ws_fs.transfer.journaling import (
     JSON_BYTES_MAX,
     check_place,
     read_header,
     read_workspace,
 )
+from s3ws_fs.transfer.opened import Opened, open_records
 from s3ws_fs.transfer.replaying import drop_orphans, replay
 from s3ws_fs.transfer.windowed import windowed
 
-FIRST_BYTES: Final = 128 << 10
-"""Bytes of a journal object that are asked for first: all of a small one, else its header."""
 THREADS: Final = 8
 """Requests at once, where the caller brings no pool."""
 
@@ -337,43 +335,6 @@ def _undo(store: ScopedStore, points: Points) -> Snapshot:
 
 
 # --- the tables of a point
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """Header and records of a journal object, verified."""
-
-    key: str
-    header: Header
-    header_hash: str
-    records: bytes
-
-    def frames(self) -> Iterator[Frame]:
-        """Its records, in order."""
-        return journal.decode_frames(self.records, self.key)
-
-
-def open_records(store: ScopedStore, key: str, workspace: str, number: int, kind: str) -> Opened:
-    """Fetch header and records of one object. Raises StoreError, FormatError."""
-    opened = read_twice(lambda: _open(store, key))
-    check_place(opened.header, key, workspace, number)
-    if opened.header.kind != kind:
-        raise FormatError(key, f"is a {opened.header.kind}")
-    return opened
-
-
-def _open(store: ScopedStore, key: str) -> Opened:
-    first = store.get(key, 0, FIRST_BYTES)
-    header = journal.decode_header(first.data, key)
-    if first.total_bytes != header.total_bytes:
-        raise FormatError(key, f"{first.total_bytes} bytes; its header says {header.total_bytes}")
-    end = header.records_offset + header.records_bytes
-    if end <= len(first.data):
-        records = first.data[header.records_offset : end]
-    else:
-        records = store.get(key, header.records_offset, header.records_bytes).data
-    journal.check_records(header, records, key)
-    return Opened(key, header, journal.header_hash(first.data[:HEADER_BYTES]), records)
 
 
 def load(

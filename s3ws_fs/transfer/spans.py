@@ -38,7 +38,7 @@ from s3ws_fs.core import jsontext, keys, layout
 from s3ws_fs.core.errors import FormatError, TransientError
 from s3ws_fs.core.journal import KIND_CHECKPOINT, KIND_SEGMENT, Frame
 from s3ws_fs.store.scoped import ScopedStore
-from s3ws_fs.transfer.points import Opened, open_records
+from s3ws_fs.transfer.opened import Opened, open_records
 from s3ws_fs.transfer.replaying import absolute
 from s3ws_fs.transfer.windowed import windowed
 
