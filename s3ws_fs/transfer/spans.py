@@ -117,10 +117,11 @@ class Names:
 
 def names_of(frames: Iterable[Frame], number: int) -> set[int]:
     """The objects that the records of one checkpoint name."""
-    names = Names()
+    found: set[bytes] = set()
     for frame in frames:
-        names.apply(frame, number)
-    return names.named
+        if frame.table == keys.T_CHUNKS:
+            found.update(absolute(raw, number)[:8] for raw in frame.values)
+    return {keys.unpack_u64(raw) for raw in found}
 
 
 @dataclass(slots=True)
