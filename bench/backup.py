@@ -27,6 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from s3ws_fs.cache.cache import open_cache
+from s3ws_fs.core.types import ROOT_INO, Cred
+from s3ws_fs.daemon.parts import identity
+from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.settings import Settings
 from tests.support.buckets import LocalBucket, S3Bucket
 from tests.support.host import Host
 from tests.support.seaweed import running_seaweed
@@ -84,26 +89,40 @@ class Load:
         self._stop.set()
 
 
-def fill(top: Path, files: int, total_bytes: int, seed: int) -> None:
-    """Files of sizes as in source trees, half of their bytes like text, half like libraries."""
+def fill(host: Host, files: int, total_bytes: int, seed: int) -> None:
+    """Files of sizes as in source trees, half of their bytes like text, half like libraries.
+
+    Put into the cache while nothing is mounted: through a busy machine's kernel it takes long.
+    """
     rng = random.Random(seed)
     text = b" ".join(rng.choice(WORDS) for _ in range(200_000))
     weights = [rng.lognormvariate(0.0, 1.5) for _ in range(files)]
     scale = total_bytes / sum(weights)
-    for number, weight in enumerate(weights):
-        directory = top / f"d{number // FILES_OF_A_DIRECTORY:04}"
-        if number % FILES_OF_A_DIRECTORY == 0:
-            directory.mkdir()
-        size = int(weight * scale)
-        with open(directory / f"file{number:06}.txt", "wb") as file:
-            while size > 0:
-                at = rng.randrange(len(text) // 2)
-                piece = text[at : at + size // 2] or b"x"
-                piece += rng.randbytes(min(len(piece), 1 << 16))
-                file.write(piece[:size])
-                size -= len(piece)
+    config = Settings.load(host.env, {}).mount_config(str(host.mountpoint))
+    with open_cache(
+        Path(config.workspace_cache_dir),
+        identity(config),
+        quota_bytes=config.max_size_bytes,
+        now_ns=time.time_ns,
+    ) as cache:
+        fs = FileSystem(cache, quota_bytes=config.max_size_bytes, quota_inodes=config.max_inodes)
+        directory = ROOT_INO
+        for number, weight in enumerate(weights):
+            if number % FILES_OF_A_DIRECTORY == 0:
+                name = b"d%04d" % (number // FILES_OF_A_DIRECTORY)
+                directory = fs.mkdir(ROOT_INO, name, 0o755, WHO).ino
+            size = int(weight * scale)
+            ino = fs.create(directory, b"file%06d.txt" % number, 0o644, WHO).ino
+            at = 0
+            while at < size:
+                start = rng.randrange(len(text) // 2)
+                piece = text[start : start + (size - at) // 2] or b"x"
+                piece = (piece + rng.randbytes(min(len(piece), 1 << 16)))[: size - at]
+                fs.write(ino, at, piece)
+                at += len(piece)
 
 
+WHO: Final = Cred(uid=os.geteuid(), gid=os.getegid())
 WORDS: Final = b"def return self import from class None True if else for while".split()
 
 
@@ -188,7 +207,9 @@ def main(argv: list[str] | None = None) -> int:
         host = Host(Path(name) / "host", bucket.env, settings=SETTINGS)
         try:
             host.mount()
-            fill(host.mountpoint, given.files, given.mb * MIB, given.seed)
+            host.umount()
+            fill(host, given.files, given.mb * MIB, given.seed)
+            host.mount()
             begun_s = time.monotonic()
             host.sync()
             print(f"synced in {time.monotonic() - begun_s:.1f} s", file=sys.stderr)

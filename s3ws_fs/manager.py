@@ -158,6 +158,15 @@ class WorkspaceManager:
         """
         return await _in_thread(lambda: self._sync(timeout_s))
 
+    async def backup(self) -> dict[str, Any]:
+        """Put a tar.gz of the workspace as it is now into the bucket; one is made every
+        `backup_interval_s` seconds anyway while something changes.
+
+        Returns {"name", "bytes", "entries", …}. Raises UserError (exit code 4: not mounted; 6: the
+        store refused).
+        """
+        return await _in_thread(lambda: client.request(self._socket(), "backup", timeout_s=None))
+
     async def status(self) -> dict[str, Any]:
         """The status document (`s3ws status --json`). Raises UserError when not mounted."""
         return await _in_thread(lambda: client.request(self._socket(), "status"))

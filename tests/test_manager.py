@@ -43,6 +43,7 @@ async def use(workspace: WorkspaceManager) -> None:
     await workspace.initialize()
     assert (await workspace.status())["state"] == "ready"
     assert (await workspace.manual_sync())["sealed"] == 9
+    assert (await workspace.backup())["entries"] == 3
     await workspace.cleanup()
     await workspace.cleanup()
     with pytest.raises(UserError) as caught:

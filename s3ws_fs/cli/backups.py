@@ -24,29 +24,18 @@ import click
 
 from s3ws_fs import launch
 from s3ws_fs.cli import report
-from s3ws_fs.cli.check import NOWHERE
 from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
+from s3ws_fs.cli.workspace import chosen, workspace_flags
 from s3ws_fs.control import client, registry
 from s3ws_fs.core import backups as core
 from s3ws_fs.core.backups import Backup
-from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import ExitCode, FormatError, NotFoundError, StoreError, UserError
+from s3ws_fs.core.errors import ExitCode, FormatError, UserError
 from s3ws_fs.launch import EventSink
-from s3ws_fs.settings import Settings
 from s3ws_fs.snapshot.extract import Restored, restore, select
 from s3ws_fs.snapshot.reading import BackupReader, Entry, list_backups, open_backup, open_local
-from s3ws_fs.store.factory import open_store
-from s3ws_fs.store.scoped import ScopedStore
 
 LINES_MAX: Final = 1000
 """Paths printed of each kind; `--json` has all."""
-
-_MOUNTPOINT: Final = click.option(
-    "-m",
-    "--mountpoint",
-    type=click.Path(path_type=str),
-    help="The workspace mounted there; else the settings say which.",
-)
 
 
 @click.command()
@@ -63,7 +52,8 @@ def backup(mountpoint: str, as_json: bool) -> None:
         )
     with report.progress("backup", as_json=as_json) as on_event:
         path = registry.socket_path(runtime_dir(), info.mountpoint)
-        done = client.request(path, "backup", {}, on_event=on_event)
+        # It takes as long as it takes.
+        done = client.request(path, "backup", {}, timeout_s=None, on_event=on_event)
     if as_json:
         report.echo_json(done)
         return
@@ -80,8 +70,9 @@ def backup(mountpoint: str, as_json: bool) -> None:
 @setting_flags()
 def backups(mountpoint: str | None, as_json: bool, **overrides: Any) -> None:
     """List the backups of the workspace of MOUNTPOINT, or of the one the settings name."""
-    config = _config(mountpoint, overrides)
-    with _store(config) as store, ThreadPoolExecutor(config.store.max_parallel) as pool:
+    workspace = chosen(mountpoint, overrides)
+    config = workspace.config
+    with workspace.store() as store, ThreadPoolExecutor(config.store.max_parallel) as pool:
         found = list_backups(store, pool)
     if as_json:
         report.echo_json(
@@ -121,9 +112,8 @@ def _backup_line(one: Backup) -> str:
     is_flag=True,
     help="Also restore setuid and setgid bits, devices, and every extended attribute.",
 )
-@_MOUNTPOINT
 @click.option("--json", "as_json", is_flag=True, help="Print the report, and progress, as JSON.")
-@setting_flags()
+@workspace_flags
 def restore_backup(
     backup: str,
     paths: tuple[str, ...],
@@ -171,46 +161,16 @@ def _telling(on_event: EventSink) -> Any:
 # --- which backup, and where to
 
 
-def _config(mountpoint: str | None, overrides: dict[str, Any]) -> MountConfig:
-    if mountpoint is not None:
-        info = registered(mountpoint)
-        # What the mount says counts; the environment may be of another workspace.
-        tail = f"conversations/{info.user_id}/{info.conversation_id}/workspace/"
-        overrides = overrides | {
-            "user_id": info.user_id,
-            "conversation_id": info.conversation_id,
-            "prefix": info.prefix.removesuffix(tail) or None,
-        }
-    return Settings.load(os.environ, overrides).mount_config(NOWHERE)
-
-
 @contextmanager
-def _store(config: MountConfig) -> Iterator[ScopedStore]:
+def _damage() -> Iterator[None]:
     try:
-        if config.store.path is not None and not Path(config.store.path).is_dir():
-            # Opening it would make it.
-            raise NotFoundError("open", config.store.path, "there is no such directory")
-        store = open_store(config.store, config.workspace.prefix, read_only=True)
-        try:
-            yield store
-        finally:
-            store.close()
-    except StoreError as exc:
-        raise UserError(
-            f"The store {config.store.location} can't be read: {exc}",
-            remedy="Check endpoint, credentials and bucket; nothing was changed in it.",
-            exit_code=ExitCode.STORE,
-        ) from exc
+        yield
     except FormatError as exc:
-        raise _damaged(exc) from exc
-
-
-def _damaged(exc: FormatError) -> UserError:
-    return UserError(
-        f"The backup is damaged: {exc}",
-        remedy="Take another one (`s3ws backups`). The workspace itself is in the journal.",
-        exit_code=ExitCode.DAMAGED,
-    )
+        raise UserError(
+            f"The backup is damaged: {exc}",
+            remedy="Take another one (`s3ws backups`). The workspace itself is in the journal.",
+            exit_code=ExitCode.DAMAGED,
+        ) from exc
 
 
 @contextmanager
@@ -218,17 +178,15 @@ def _opened(
     backup: str, mountpoint: str | None, overrides: dict[str, Any]
 ) -> Iterator[tuple[BackupReader, int]]:
     if backup.endswith(core.ARCHIVE_SUFFIX) and Path(backup).is_file():
-        try:
+        with _damage():
             yield open_local(Path(backup)), 1
-        except FormatError as exc:
-            raise _damaged(exc) from exc
         return
-    config = _config(mountpoint, overrides)
-    parallel = config.store.max_parallel
-    with _store(config) as store:
+    workspace = chosen(mountpoint, overrides)
+    parallel = workspace.config.store.max_parallel
+    with workspace.store() as store, _damage():
         with ThreadPoolExecutor(parallel) as pool:
-            chosen = core.choose(list_backups(store, pool), backup)
-        yield open_backup(store, chosen.name), parallel
+            wanted = core.choose(list_backups(store, pool), backup)
+        yield open_backup(store, wanted.name), parallel
 
 
 @contextmanager

@@ -33,7 +33,7 @@ import trio
 
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import backups, failpoints, jsontext
-from s3ws_fs.core.backups import Keep, Schedule
+from s3ws_fs.core.backups import Backup, Keep, Schedule
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, FormatError, FsError, S3wsError, UserError
 from s3ws_fs.snapshot import child
@@ -93,6 +93,7 @@ class Backups:
         self._lock = trio.Lock()
         self._schedule = Schedule(config.backup_interval_s, trio.current_time())
         self._emergency_generation: int | None = None
+        self._next_send_s = 0.0
         self._running: str | None = None
         self._error: str | None = None
         self._error_at: float | None = None
@@ -125,25 +126,56 @@ class Backups:
         health = self._health()
         if health["state"] == "fenced":
             return
-        try:
-            if health["state"] == "ok" and self._kept_here() is not None:
+        is_ok = health["state"] == "ok"
+        if self._kept_here() is not None and (is_ok or self._may_try_to_send()):
+            try:
                 await self._send_kept()
+            except (S3wsError, OSError) as exc:
+                self._note_error(exc)
+        try:
             if self._is_due():
                 await self._scheduled(health)
         except (S3wsError, OSError) as exc:
-            self._failed(exc)
+            self._note_error(exc)
+            self._schedule.failed(trio.current_time())
+
+    def _may_try_to_send(self) -> bool:
+        """Now and then also while something fails: it may be something else than the store."""
+        now_s = trio.current_time()
+        if now_s < self._next_send_s:
+            return False
+        self._next_send_s = now_s + self._config.backup_interval_s
+        return True
 
     def _is_due(self) -> bool:
         due_s = self._schedule.due_s(self._cache.generation)
         return due_s is not None and due_s <= trio.current_time()
 
     async def _scheduled(self, health: dict[str, Any]) -> None:
-        if health["state"] == "ok":
-            await self.backup(_ignore)
+        if health["state"] != "ok":
+            if (health["since_s"] or 0.0) < backups.EMERGENCY_AFTER_S:
+                return
+            if self._is_unsaved():
+                await self.emergency(f"the store can't be reached: {health['error']}")
+                return
+            # All is sealed, so the store takes what it is given.
+        if self._last is None and await self._is_backed_up():
             return
-        away_s = health["since_s"] or 0.0
-        if away_s >= backups.EMERGENCY_AFTER_S and self._is_unsaved():
-            await self.emergency(f"the store can't be reached: {health['error']}")
+        await self.backup(_ignore)
+
+    async def _is_backed_up(self) -> bool:
+        """Asked once by a cache that knows of no backup: of another host there may be one."""
+        workspace = self._cache.get_json("workspace") or ""
+        generation = self._cache.generation
+        whole = next((one for one in await self._listed() if one.whole), None)
+        said = {} if whole is None else whole.said
+        if (
+            said.get(backups.META_WORKSPACE) != workspace
+            or backups.number(said, backups.META_GENERATION) != generation
+        ):
+            return False
+        self._schedule.done(trio.current_time(), generation)
+        return True
 
     def _is_unsaved(self) -> bool:
         if self._cache.generation == self._emergency_generation:
@@ -151,11 +183,10 @@ class Backups:
         with self._cache.read() as view:
             return view.dirty_count() > 0
 
-    def _failed(self, exc: Exception) -> None:
+    def _note_error(self, exc: Exception) -> None:
         if self._error is None:
             log.warning("the backup failed, it will be tried again: %s", exc)
         self._error, self._error_at = str(exc) or type(exc).__name__, self._wall_s()
-        self._schedule.failed(trio.current_time())
 
     # --- one backup ------------------------------------------------------------------------
 
@@ -289,19 +320,8 @@ class Backups:
             config.backup_keep_daily,
             config.backup_keep_weekly,
         )
-        listed: list[list[Any]] = []
-
-        async def part(body: dict[str, Any], _: memoryview) -> None:
-            listed.extend(body["objects"])
-
         try:
-            await self._worker.ask(
-                "list-below",
-                part,
-                prefix=backups.COMPRESSED_PREFIX,
-                metadata_of=backups.INDEX_SUFFIX,
-            )
-            found = backups.gather((key, size, said or {}) for key, size, said in listed)
+            found = await self._listed()
             gone = backups.plan_prune(found, keep, self._wall_s())
             keys = [key for backup in gone for key in backup.keys]
             if keys:
@@ -309,6 +329,21 @@ class Backups:
                 log.info("%d backups that are kept no more were removed", len(gone))
         except S3wsError as exc:
             log.warning("old backups stay for now: %s", exc)
+
+    async def _listed(self) -> list[Backup]:
+        """What stands in the bucket, the newest first."""
+        listed: list[list[Any]] = []
+
+        async def part(body: dict[str, Any], _: memoryview) -> None:
+            listed.extend(body["objects"])
+
+        await self._worker.ask(
+            "list-below",
+            part,
+            prefix=backups.COMPRESSED_PREFIX,
+            metadata_of=backups.INDEX_SUFFIX,
+        )
+        return backups.gather((key, size, said or {}) for key, size, said in listed)
 
     # --- when the store is away ------------------------------------------------------------
 
@@ -354,6 +389,7 @@ class Backups:
             finally:
                 self._running = None
             log.info("the emergency backup %s is in the bucket", done["name"])
+            self._error = self._error_at = None
             self._drop_kept()
         await self._prune()
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from s3ws_fs.cache.cache import Cache, open_cache
 from s3ws_fs.cli import cli
+from s3ws_fs.control import client
 from s3ws_fs.core import backups
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, UserError
@@ -58,6 +59,9 @@ def cache(config: MountConfig) -> Iterator[Cache]:
         fs.write(fs.create(ROOT_INO, b"top \xff\x1b[31m", 0o644, CRED).ino, 0, b"odd")
         fs.symlink(ROOT_INO, b"link", b"dir/file", CRED)
         yield opened
+
+
+DEFAULTS: Any = client.request.__kwdefaults__
 
 
 def run(*args: object) -> Result:
@@ -168,6 +172,19 @@ def test_an_archive_on_this_machine(cache: Cache, store: ScopedStore, tmp_path: 
     archive.write_bytes(b"x" * archive.stat().st_size)
     said = refused("restore-backup", archive, "--to", tmp_path / "bad")
     assert said.exit_code is ExitCode.DAMAGED
+
+
+def test_a_backup_of_a_mount(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes: found with 50,000 files, when the client gave up after 10 s."""
+    mountpoint = place.mountpoint
+    monkeypatch.setenv("S3WS_FAKE_BACKUP_S", "0.2")
+    run("mount", mountpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr(client.request, "__kwdefaults__", {**DEFAULTS, "timeout_s": 0.1})
+        said = run("backup", mountpoint).output
+    assert "backup-20260131T120000Z: 3 entries, 4.0 KiB as 2.0 KiB, in 1.5 s" in said
+    assert document(run("backup", mountpoint, "--json"))["bytes"] == 2048
+    run("umount", mountpoint)
 
 
 def test_a_backup_needs_a_living_mount(place: Place) -> None:

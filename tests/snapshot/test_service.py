@@ -197,6 +197,43 @@ async def test_an_emergency_that_is_not_whole_is_dropped(bench: Bench, fs: FileS
     assert not any(bench.directory.iterdir())
 
 
+async def test_something_else_than_the_store_fails_for_long(
+    bench: Bench, fs: FileSystem, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A mirror that can't be written, say: what is sealed is backed up, what was kept goes up."""
+    write(fs, b"file", b"1")
+    bench.health = {"state": "degraded", "since_s": 5000.0, "error": "the mirror"}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.backups.run)
+        await trio.sleep(350)
+        assert bench.jobs == 1
+        (name,) = bench.names()
+        assert bench.backups.status()["emergency"] is None
+        write(fs, b"more", b"2")
+        seal(bench.cache)
+        await trio.sleep(350)
+        nursery.cancel_scope.cancel()
+    assert bench.jobs == 2
+    assert set(bench.content(bench.names()[0])) == {"file", "more"}
+    assert bench.names()[1] == name
+
+
+async def test_what_another_host_backed_up_is_not_backed_up_again(
+    bench: Bench, fs: FileSystem, autojump_clock: trio.testing.MockClock
+) -> None:
+    write(fs, b"file", b"1")
+    await bench.backups.backup(lambda _: None)
+    bench.cache.put_json(service.NOTE, None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.another().run)
+        await trio.sleep(1000)
+        assert bench.jobs == 1
+        write(fs, b"file2", b"2")
+        await trio.sleep(350)
+        assert bench.jobs == 2
+        nursery.cancel_scope.cancel()
+
+
 async def test_fenced_is_final(
     bench: Bench, fs: FileSystem, autojump_clock: trio.testing.MockClock
 ) -> None:

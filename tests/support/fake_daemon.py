@@ -78,7 +78,23 @@ class FakeDaemon:
         registry.remove(self.config.runtime_dir, self.config.mountpoint, pid=os.getpid())
 
     def handlers(self) -> dict[str, server.Handler]:
-        return {"status": self.status, "sync": self.sync, "unmount": self.unmount}
+        return {
+            "status": self.status,
+            "sync": self.sync,
+            "unmount": self.unmount,
+            "backup": self.backup,
+        }
+
+    async def backup(self, args: Event, emit: Emit) -> Event:
+        await emit({"event": "progress", "phase": "packing", "done": 1, "total": 2})
+        await trio.sleep(float(os.environ.get("S3WS_FAKE_BACKUP_S", "0")))
+        return {
+            "name": "backup-20260131T120000Z",
+            "bytes": 2048,
+            "raw_bytes": 4096,
+            "entries": 3,
+            "took_s": 1.5,
+        }
 
     async def status(self, args: Event, emit: Emit) -> Event:
         workspace = self.config.workspace
