@@ -29,6 +29,8 @@ only_local = pytest.mark.parametrize("bucket", ["local"], indirect=True)
 
 NAMED = Path(__file__).parents[1] / "support" / "named"
 SHORT_LEASE = {"WORKSPACE_LEASE_S": "6"}
+LONG_LEASE = {"WORKSPACE_LEASE_S": "3600"}
+"""The writer renews none while a test looks at what stands in the bucket."""
 
 FOLLOWING = {"WORKSPACE_READ_ONLY": "true", "WORKSPACE_FOLLOW_INTERVAL": "0.1"}
 
@@ -36,7 +38,7 @@ FOLLOWING = {"WORKSPACE_READ_ONLY": "true", "WORKSPACE_FOLLOW_INTERVAL": "0.1"}
 @pytest.fixture
 def writer(bucket: Bucket, new_host: HostMaker) -> Host:
     """A mounted workspace with one file, sealed. It seals only when it is asked to."""
-    host = new_host(bucket, "writer", settings=NEVER_BY_ITSELF)
+    host = new_host(bucket, "writer", settings=NEVER_BY_ITSELF | LONG_LEASE)
     host.mount()
     (host.mountpoint / "first").write_text("one")
     host.sync()
