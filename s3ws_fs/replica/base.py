@@ -89,6 +89,7 @@ class Replica:
                 "prefix": config.workspace.prefix,
                 "cache_dir": str(cache.directory),
                 "spool_dir": str(cache.spool_dir),
+                "local": config.local_patterns,
                 **(_READ_ONLY if read_only else {}),
             },
             reader_check=cache.reader_check,

@@ -46,10 +46,12 @@ class Asked:
     paths: tuple[bytes, ...]
     everything: bool
     """Kept names go back as well."""
+    local: tuple[str, ...] = ()
+    """Patterns of local paths that the person added to the defaults."""
 
     def is_kept(self) -> IsKept:
         """Which names stay."""
-        return nothing_kept if self.everything else Policies().is_local
+        return nothing_kept if self.everything else Policies(local=self.local).is_local
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,8 @@ class Session:
         self.spool = Path()
         self.cache_dir = Path()
         self.workspace = ""
+        self.local_patterns = ""
+        """What the person added to the local paths (core.policies.split_patterns)."""
         self._store: ScopedStore | None = None
         self._gate: Gate | None = None
         self._reader: Readable | None = None
@@ -94,6 +96,7 @@ class Session:
         self._store = store if how else GatedStore(store, self._gate)
         self._transfers = means.pool(max(1, config.max_parallel - FETCH_LANES), "transfer")
         self.workspace = ask.get("workspace", "")
+        self.local_patterns = ask.get("local", "")
 
     @property
     def store(self) -> ScopedStore:

@@ -50,7 +50,9 @@ def inline(test: Test) -> Callable[[MemoryStore, Path], None]:
     """Run a test with a mount of its own over a store in memory."""
 
     def run(memory: MemoryStore, tmp_path: Path) -> None:
-        config = replace(inline_config(tmp_path), max_size_bytes=4 << 20)
+        config = replace(
+            inline_config(tmp_path), max_size_bytes=4 << 20, local_patterns="/stays/;!*.temp"
+        )
 
         async def main() -> None:
             async with inline_mount(config, memory, now_ns=Ticks()) as mount:
@@ -91,6 +93,20 @@ async def test_there_and_back_again(m: Mount, store: ScopedStore, memory: Memory
     assert kinds(store) == [NAMED, BEFORE_RESTORE, BEFORE_UNDO, BEFORE_UNDO]
     await m.sync()
     assert await m.files() == {"d/a": b"then", "same": b"s" * 100_000}
+
+
+@inline
+async def test_local_paths_that_a_setting_names_stay(
+    m: Mount, store: ScopedStore, memory: MemoryStore
+) -> None:
+    m.write("a", b"then")
+    await m.replica.snapshot(NAMED, "one")
+    m.write("a", b"now!")
+    m.write("stays/b", b"mine")
+    m.write("c.tmp", b"local by default")
+    m.write("d.temp", b"taken back")
+    await restored(m, "one")
+    assert await m.files() == {"a": b"then", "stays/b": b"mine", "c.tmp": b"local by default"}
 
 
 @inline

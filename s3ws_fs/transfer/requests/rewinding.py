@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from s3ws_fs.core import history
+from s3ws_fs.core.policies import split_patterns
 from s3ws_fs.transfer import points, rewinding, wire
 from s3ws_fs.transfer.points import Point
 from s3ws_fs.transfer.rewinding import Asked
@@ -38,7 +39,8 @@ class Rewinding(Group):
         point = self._point
         self._state.load(session.store, point, session.transfers)
         paths = tuple(wire.paths_from(ask["paths"]))
-        asked = Asked(point.number, paths, ask["everything"])
+        local = split_patterns(session.local_patterns)
+        asked = Asked(point.number, paths, ask["everything"], local)
         planned = self._state.plan(session.reader, asked, now_ns)
         answer = rewinding.answer(planned, point)
         if ask["write"]:
