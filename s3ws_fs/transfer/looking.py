@@ -38,6 +38,8 @@ from s3ws_fs.transfer.windowed import windowed
 
 LOG_SEGMENTS_MAX: Final = 10_000
 """Seals that one `log` looks at, counted back from the newest that was asked for."""
+JOINT_SEGMENTS: Final = 64
+"""So many segments are replayed rather than one more checkpoint with all its records."""
 PIECES_AHEAD: Final = 3
 """Pieces of a file (fetch.FETCH_BYTES_MAX each) that are fetched before they are wanted."""
 ZEROS: Final = bytes(1 << 20)
@@ -167,7 +169,7 @@ def _replayed_once(
     if not (survey.is_kept(first) and survey.is_kept(last)):
         return None
     base = next(survey.bases(last), None)
-    if base is None or last - first > last - base + 1:
+    if base is None or last - first > max(JOINT_SEGMENTS, last - base + 1):
         return None
     made = Noting(history.load(store, first, survey, pool))
     for opened in _segments(store, survey, first, last, pool):

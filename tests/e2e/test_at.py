@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,16 +51,13 @@ def test_a_snapshot_is_shown_as_it_was(writer: Host, looker: Host) -> None:
         path.rename(path.with_name(path.name[:100] + ".moved"))
     writer.sync()
     document = looker.mount("--at", "before")
-    assert document["cache"]["path"].endswith(document["cache"]["path"][-13:])
+    assert re.search(r"-ro-1-[0-9a-f]{8}$", document["cache"]["path"])
     assert trees.manifest(looker.mountpoint) == wanted
     with pytest.raises(OSError) as error:
         (looker.mountpoint / "new").write_text("x")
     assert error.value.errno == errno.EROFS
-    writer.sync()
-    assert trees.manifest(looker.mountpoint) == wanted
     shown = looker.now()["point"]
     assert (shown["number"], shown["ref"]) == (1, "before")
-    assert "point #1 (before)" in looker.s3ws("status", looker.mountpoint).stdout
     looker.umount()
 
 
@@ -87,10 +85,13 @@ def test_two_points_and_the_writer_side_by_side_on_one_host(writer: Host, tmp_pa
         assert writer.json("status", one)["point"]["number"] == 1
     finally:
         writer.s3ws("umount", one, two)
+
+
+@only_local
+def test_what_is_no_point_is_not_mounted(writer: Host, tmp_path: Path) -> None:
     for words, code in (
         (("--at", "#1", "--no-read-only"), ExitCode.USAGE),
         (("--at", "#1", "--take-over"), ExitCode.USAGE),
-        (("--at", "?"), ExitCode.USAGE),
         (("--at", "#99"), ExitCode.NO_SUCH_POINT),
     ):
-        writer.s3ws("mount", one, *words, ok=code)
+        writer.s3ws("mount", tmp_path / "one", *words, ok=code)

@@ -74,9 +74,11 @@ def done(before: Tree, changes: list[Change], after: Tree) -> Tree:
 
 
 def test_any_two_points_differ_by_what_was_done_between(
-    life: Life, pool: ThreadPoolExecutor
+    life: Life, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_life(life, pool)
+    # So that there are some of both kinds.
+    monkeypatch.setattr(looking, "JOINT_SEGMENTS", 3)
     survey = points.survey_points(life.store)
     for old in survey.numbers():
         for new in survey.numbers():
@@ -111,7 +113,7 @@ def gets(memory: MemoryStore) -> int:
 
 
 def test_neighbours_are_replayed_once(
-    life: Life, pool: ThreadPoolExecutor, memory: MemoryStore
+    life: Life, pool: ThreadPoolExecutor, memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_life(life, pool)
     survey = points.survey_points(life.store)
@@ -121,7 +123,12 @@ def test_neighbours_are_replayed_once(
     assert gets(memory) - before <= 6
     before = gets(memory)
     looking.difference(life.store, survey, 1, 9, pool)
-    # Far apart: segment 1, checkpoint 8 and segment 9 are less than eight segments.
+    # Segment 1, its header, and segments 2 to 9: no checkpoint.
+    assert gets(memory) - before == 10
+    # Far apart: segment 1, checkpoint 8 and segment 9.
+    monkeypatch.setattr(looking, "JOINT_SEGMENTS", 7)
+    before = gets(memory)
+    looking.difference(life.store, survey, 1, 9, pool)
     assert gets(memory) - before <= 4
 
 
