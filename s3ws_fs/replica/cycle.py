@@ -192,8 +192,9 @@ class Cycle:
             return result
         return await self._settle() or result.error
 
-    async def seal(self) -> Sealed:
+    async def seal(self, *, collect: bool) -> Sealed:
         """Seal what is there, and leave the mirror to a later cycle; returns the newest segment.
+        Without `collect` no garbage is removed.
 
         With nothing to seal, of a bucket that is known, no request is made. Raises as a flush does.
         """
@@ -205,7 +206,7 @@ class Cycle:
         oldest_s = self._schedule.begin()
         try:
             await self._verify()
-            await self._flusher.flush(mirror=False)
+            await self._flusher.flush(mirror=False, collect=collect)
         except BaseException:
             self._schedule.give_back(oldest_s)
             raise

@@ -118,16 +118,17 @@ class Flusher:
         """The newest segment, while it is known that it is ours and the newest."""
         return self._sealed
 
-    async def flush(self, *, mirror: bool = True) -> tuple[str, bool]:
+    async def flush(self, *, mirror: bool = True, collect: bool = True) -> tuple[str, bool]:
         """Freeze and seal what is dirty; returns the flush's id and whether the mirror has work.
 
-        Without `mirror` no pass follows, and nothing is planned for one.
+        Without `mirror` no pass follows, and nothing is planned for one; without `collect` no
+        checkpoint is made, and so no garbage collected: a later flush does.
         Raises StoreError, FormatError, FencedError, FsError; then nothing was forgotten.
         """
         if self.fenced is not None:
             raise self.fenced
         try:
-            return await self._flush(mirror)
+            return await self._flush(mirror, collect)
         except wire.FencedError as exc:
             self.fence(exc)
             raise
@@ -147,14 +148,14 @@ class Flusher:
             self.fenced_s = trio.current_time()
         self._sealed = None
 
-    async def _flush(self, mirror: bool) -> tuple[str, bool]:
+    async def _flush(self, mirror: bool, collect: bool) -> tuple[str, bool]:
         if not self._cache.restore_complete:
             # Never met: prepare refuses or makes it whole. The last lock on the door.
             raise CacheError("the cache holds no whole workspace: nothing is pushed from it")
         sealed = await self._learn()
         flush_id = new_id(self._randbits)
         number = sealed.number + 1
-        due = (
+        due = collect and (
             self._segments + 1 >= CHECKPOINT_EVERY_SEGMENTS
             or self._segment_bytes >= CHECKPOINT_EVERY_BYTES
             or bool(self._cache.get_json(position.CHECKPOINT_DUE))

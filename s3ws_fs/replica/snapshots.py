@@ -4,8 +4,8 @@ Invariants
 1. A snapshot is of the newest sealed point, after everything that was answered before it was asked
    for is sealed. It does not wait for the mirror: a pass under way is ended early.
 2. It needs the store. Without it there is a UserError and no snapshot; local work is as it was.
-3. Garbage is collected inside a cycle only: in a `still` block none is under way, so that a point
-   found there stays whole until the block ends.
+3. Garbage is collected inside a cycle only: in a `still` block none is under way, and the seal
+   before a restore collects none, so that a point found there stays whole until the block ends.
 
 Called by replicator (for the daemon's commands and restores).
 """
@@ -78,7 +78,7 @@ class Snapshots:
             name = history.check_name(name) if name else _name_of(created_ns)
         elif kind not in history.UNDOABLE:
             history.check_name(name, what="turn")
-        sealed = await self.seal()
+        sealed = await self.seal(collect=kind not in history.UNDOABLE)
         snap = {
             "number": sealed.number,
             "header_hash": sealed.hash,
@@ -89,10 +89,13 @@ class Snapshots:
         }
         return await self._ask("no snapshot was taken", "snap-put", snap=snap)
 
-    async def seal(self) -> Sealed:
-        """Seal everything that was answered; within `still`. Raises UserError."""
+    async def seal(self, *, collect: bool = True) -> Sealed:
+        """Seal everything that was answered; within `still`. Raises UserError.
+
+        Without `collect` no garbage is removed by it, whatever is due.
+        """
         try:
-            sealed = await self._cycle.seal()
+            sealed = await self._cycle.seal(collect=collect)
         except Exception as exc:
             self._judge(exc)
             raise _as_user_error("the newest changes could not be sealed", exc) from exc

@@ -274,6 +274,33 @@ async def test_what_is_kept_and_what_goes(
 
 
 @inline
+async def test_the_seal_before_a_restore_collects_nothing(
+    m: Mount, store: ScopedStore, memory: MemoryStore
+) -> None:
+    """Else the point that is to come back could go by the very restore."""
+    memory._now_ns = _later(memory, 0)
+    m.write("a", b"then")
+    await m.replica.snapshot(TURN_BEGIN, "t")
+    m.write("a", b"next")
+    await m.sync()
+    # The mark's days are over: the next collection takes it.
+    memory._now_ns = _later(memory, 31 * 24)
+    with mock.patch.object(flusher, "CHECKPOINT_EVERY_SEGMENTS", 1):
+        m.write("a", b"last")
+        async with m.replica.history.still():
+            await m.replica.history.take(BEFORE_RESTORE, "")
+            assert files_at(store, "turn:t:begin") == {"a": b"then"}
+            assert list(store.list(layout.CKPT_PREFIX)) == []
+        m.write("a", b"more")
+        await m.sync()
+    assert len(list(store.list(layout.CKPT_PREFIX))) == 1
+    with pytest.raises(UserError, match="no mark"):
+        points.resolve(store, "turn:t:begin", 0)
+    # What was before the restore is there, though it is large and nothing else is kept.
+    assert files_at(store, "undo") == {"a": b"last"}
+
+
+@inline
 async def test_garbage_that_can_not_be_judged_stays_and_is_told(
     m: Mount, store: ScopedStore, memory: MemoryStore
 ) -> None:
