@@ -140,6 +140,18 @@ def decode_inode(ino: int, raw: bytes) -> InodeRec:
     )
 
 
+def relinked(
+    raw: bytes, nlink: int, parent: int, name: bytes, *, ctime_ns: int, data_gen: int
+) -> bytes:
+    """An inode record with other links, ctime and data generation. Raises FormatError."""
+    try:
+        old = _INODE.unpack_from(raw)
+        fixed = _INODE.pack(*old[:3], nlink, *old[4:9], ctime_ns, data_gen, parent, len(name))
+    except struct.error as exc:
+        raise FormatError("inode", f"its record does not add up: {exc}") from exc
+    return fixed + name + raw[_INODE.size + old[12] :]
+
+
 def encode_location(loc: Location) -> bytes:
     """The bytes of a chunk record."""
     return _CHUNK.pack(loc.object_id, loc.offset, loc.length, loc.digest)

@@ -13,14 +13,13 @@ Called by transfer (in the worker).
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterable
 from typing import Final
 
 from s3ws_fs.core import keys
 from s3ws_fs.core.errors import FormatError
 from s3ws_fs.core.limits import LINKS_MAX
-from s3ws_fs.core.records import InodeRec, decode_inode
+from s3ws_fs.core.records import InodeRec, decode_inode, relinked
 from s3ws_fs.core.rewind import (
     WARM_BYTES_MAX,
     Changes,
@@ -30,7 +29,9 @@ from s3ws_fs.core.rewind import (
     Tables,
 )
 from s3ws_fs.core.rewind_tree import (
+    REGULAR,
     ROOT,
+    SYMLINK,
     Layout,
     Place,
     Planner,
@@ -42,13 +43,13 @@ from s3ws_fs.core.rewind_tree import (
 )
 
 _DATA_GEN: Final = slice(64, 72)
-_CTIME: Final = slice(56, 64)
+_SIZE: Final = slice(24, 32)
+_ALLOC: Final = slice(32, 40)
 _SIZE_AND_ALLOC: Final = slice(24, 40)
 _SAME_BYTES: Final = slice(16, 36)
 """Of a chunk record: length and digest."""
-_TAIL: Final = slice(80, None)
-"""Of an inode record: the length of its name, the name, and a symlink's target."""
 _EMPTY: Final = b""
+_NOWHERE: Final = bytes(8)
 
 
 def plan(
@@ -129,7 +130,7 @@ class _Records:
         raw, was = now.raw(then), self._then.raw(then)
         if kind(raw) != kind(was) or raw[_DATA_GEN] != was[_DATA_GEN]:
             return False
-        if decode_inode(0, raw).target != decode_inode(0, was).target or raw[16:24] != was[16:24]:
+        if raw[16:24] != was[16:24] or (kind(raw) == SYMLINK and _target(raw) != _target(was)):
             return False
         return self._may_have(then, then, names)
 
@@ -160,8 +161,8 @@ class _Records:
             return False
         if raw[16:24] != was[16:24] or ino in self._dirty_inos:
             return False
-        if not stat.S_ISREG(int.from_bytes(raw[:4], "big")):
-            return decode_inode(0, raw).target == decode_inode(0, was).target
+        if kind(raw) != REGULAR:
+            return _target(raw) == _target(was)
         have, had = self._now.chunks(ino), self._then.chunks(then)
         return len(have) == len(had) and all(
             index == other and chunk[_SAME_BYTES] == same[_SAME_BYTES]
@@ -171,10 +172,11 @@ class _Records:
     def _new_file(self, then: bytes) -> bytes:
         ino = self._tree.new_ino()
         changes = self.changes
-        rec = decode_inode(0, self._then.raw(then))
+        was = self._then.raw(then)
         changes.new_inodes += 1
-        changes.new_bytes += rec.alloc
-        changes.summary.bytes_back += rec.size
+        if kind(was) == REGULAR:
+            changes.new_bytes += int.from_bytes(was[_ALLOC], "big")
+            changes.summary.bytes_back += int.from_bytes(was[_SIZE], "big")
         chunks = changes.puts[keys.T_CHUNKS]
         for index, raw in self._then.chunks(then):
             chunks[ino + index] = raw
@@ -275,29 +277,45 @@ class _Records:
         then = self._file_from.get(ino)
         is_new = not self._now.lives(ino)
         lost, gained = self._lost.get(ino, ()), self._gained.get(ino, ())
-        places = [] if is_new else list(self._now.places(ino))
+        places = [] if is_new else self._now.places(ino)
         if lost:
-            gone = set(lost)
-            places = [place for place in places if place not in gone]
-        places += gained
-        raw = self._then.raw(then) if then is not None else self._now.raw(ino)
-        rec = decode_inode(keys.unpack_u64(ino), raw)
-        changed = bool(lost or gained)
+            places = [place for place in places if place not in lost]
+        places = [*places, *gained]
+        changed = is_new or bool(lost or gained)
         if then is not None and not is_new:
-            changed = self._back_to(rec, ino, then) or changed
-        elif is_new:
-            rec.data_gen = self._counters.generation
-        _name(rec, places)
-        self._links(ino, places)
-        self._put(ino, rec, changed, is_new)
+            changed = self._back_to(ino, then) or changed
+        if len(places) > 1 or ino in self._now.links:
+            self._links(ino, places)
+        if not changed:
+            return
+        raw = self._then.raw(then) if then is not None else self._now.raw(ino)
+        self.changes.puts[keys.T_INODES][ino] = self._with_places(
+            raw, places, None if is_new else self._now.raw(ino)
+        )
         if not places:
-            self._orphan(ino, rec)
+            self._orphan(ino, raw)
+        elif then is not None and not is_new and not gained:
+            self.changes.summary.changed.add(self._path(places[0]))
 
-    def _back_to(self, rec: InodeRec, ino: bytes, then: bytes) -> bool:
-        """Give a file (or directory) that lives the attributes of then; whether any differed."""
-        raw = self._now.raw(ino)
-        rec.data_gen = int.from_bytes(raw[_DATA_GEN], "big")
-        changed = not same_attributes(raw, self._then.raw(then))
+    def _with_places(self, raw: bytes, places: list[Place], stood: bytes | None) -> bytes:
+        """A file's record with these names; `stood`: what it is now, if it lives."""
+        counters = self._counters
+        data_gen = counters.generation
+        if stood is not None:
+            data_gen = int.from_bytes(stood[_DATA_GEN], "big")
+        parent, name = places[0] if len(places) == 1 else (_NOWHERE, _EMPTY)
+        return relinked(
+            raw,
+            len(places),
+            keys.unpack_u64(parent),
+            name,
+            ctime_ns=counters.now_ns,
+            data_gen=data_gen,
+        )
+
+    def _back_to(self, ino: bytes, then: bytes) -> bool:
+        """Put back the extended attributes of then; whether these, or any others, differed."""
+        changed = not same_attributes(self._now.raw(ino), self._then.raw(then))
         have, had = self._now.xattrs(ino), self._then.xattrs(then)
         if have != had:
             changed = True
@@ -317,27 +335,18 @@ class _Records:
             puts[ino + parent + name] = _EMPTY
         gone += [ino + parent + name for parent, name in old - new]
 
-    def _put(self, ino: bytes, rec: InodeRec, changed: bool, is_new: bool) -> None:
-        if not changed and not is_new:
-            return
-        rec.ctime_ns = self._counters.now_ns
-        self.changes.puts[keys.T_INODES][ino] = rec.encode()
-        if not is_new and ino in self._file_from and ino not in self._gained:
-            for place in self._now.places(ino)[:1]:
-                self.changes.summary.changed.add(self._path(place))
-
     def _path(self, place: Place) -> bytes:
         above = self._layout.paths.get(place[0])
         if above is None:
             above = self._tree.region.get(place[0], b"")
         return join(above, place[1])
 
-    def _orphan(self, ino: bytes, rec: InodeRec) -> None:
+    def _orphan(self, ino: bytes, raw: bytes) -> None:
         changes = self.changes
         changes.orphans.append(ino)
-        changes.orphan_bytes += rec.alloc
-        if stat.S_ISREG(rec.mode):
-            changes.summary.bytes_gone += rec.size
+        if kind(raw) == REGULAR:
+            changes.orphan_bytes += int.from_bytes(raw[_ALLOC], "big")
+            changes.summary.bytes_gone += int.from_bytes(raw[_SIZE], "big")
 
     # --- directories -------------------------------------------------------------------------
 
@@ -369,9 +378,10 @@ class _Records:
             for name, value in self._then.xattrs(then).items():
                 self.changes.puts[keys.T_XATTRS][ino + name] = value
         else:
-            rec.nlink = decode_inode(0, now.raw(ino)).nlink
+            stands = decode_inode(0, now.raw(ino))
+            rec.nlink, rec.data_gen = stands.nlink, stands.data_gen
             if then is not None:
-                attributes = self._back_to(rec, ino, then)
+                attributes = self._back_to(ino, then)
                 if now.raw(ino)[:12] != raw[:12]:
                     self.changes.summary.changed.add(layout.paths[ino])
             elif entries is not None and changed:
@@ -381,7 +391,7 @@ class _Records:
             # It went: with all its names.
             rec.nlink, rec.parent, rec.name = 0, 0, _EMPTY
             self._put_dir(ino, rec, True)
-            self._orphan(ino, rec)
+            self._orphan(ino, raw)
             return
         if entries is not None:
             rec.nlink = 2 + sum(map(self._is_directory, entries.values()))
@@ -409,9 +419,5 @@ def _dentry(ino: bytes, name: bytes) -> bytes:
     return keys.dentry_key(keys.unpack_u64(ino), name)
 
 
-def _name(rec: InodeRec, places: list[Place]) -> None:
-    """Links of a file's record: its only one, or their count."""
-    rec.nlink = len(places)
-    rec.parent, rec.name = 0, _EMPTY
-    if len(places) == 1:
-        rec.parent, rec.name = keys.unpack_u64(places[0][0]), places[0][1]
+def _target(raw: bytes) -> bytes:
+    return decode_inode(0, raw).target

@@ -36,13 +36,11 @@ ROUNDS_MAX: Final = 4
 """How often the tree is laid out: again only when a directory counted on elsewhere was left."""
 
 _DIRECTORY: Final = 0o4
-_REGULAR: Final = 0o10
-_SYMLINK: Final = 0o12
+REGULAR: Final = 0o10
+SYMLINK: Final = 0o12
 _NO_LINKS: Final = bytes(4)
 _ATTRIBUTES: Final = (slice(0, 12), slice(16, 24), slice(40, 56))
 """Of an inode record: mode and owners, rdev, times but ctime."""
-_DATA_GEN: Final = slice(64, 72)
-_SIZE: Final = slice(24, 32)
 
 Names = dict[bytes, bytes]
 """Name -> key of an inode."""
@@ -76,6 +74,11 @@ class Side:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self.inodes = tables.inodes
+        self._dirs = {
+            ino
+            for ino, raw in tables.inodes.items()
+            if raw[2] >> 4 == _DIRECTORY and raw[12:16] != _NO_LINKS
+        }
         self.names: dict[bytes, Names] = {}
         for key, child in tables.dentries.items():
             self.names.setdefault(key[:8], {})[key[16:]] = child
@@ -92,18 +95,13 @@ class Side:
 
     def is_dir(self, ino: bytes | None) -> bool:
         """Whether it is a directory of this tree."""
-        if ino is None:
-            return False
-        raw = self.inodes.get(ino)
-        return raw is not None and is_dir(raw) and raw[12:16] != _NO_LINKS
+        return ino in self._dirs
 
     def raw(self, ino: bytes) -> bytes:
         """An inode's record. Raises FormatError."""
         raw = self.inodes.get(ino)
         if raw is None:
-            raise FormatError(
-                f"inode {keys.unpack_u64(ino)}", "a name stands for it, and it is not"
-            )
+            raise FormatError(f"inode {keys.unpack_u64(ino)}", "it has a name, and no record")
         return raw
 
     def child(self, ino: bytes | None, name: bytes) -> bytes | None:
@@ -310,11 +308,14 @@ class Planner:
 
     def _lay_out(self) -> None:
         then = ROOT if self.then.is_dir(ROOT) else None
+        placed: set[bytes] = set()
         stack = [_Task(ROOT, (ROOT,), then, b"", self.selection)]
         while stack:
             task = stack.pop()
-            if task.ino in self.layout.paths:
+            if task.then in placed or task.ino in self.layout.paths:
                 raise FormatError(f"directory {task.path!r}", "it stands at two places")
+            if task.then is not None:
+                placed.add(task.then)
             self.layout.paths[task.ino] = task.path
             if task.selection.is_whole:
                 assert task.then is not None

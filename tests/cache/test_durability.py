@@ -324,3 +324,26 @@ def _opened(directory: Path, *, boot_id: str = "boot", may_renew: bool = True) -
         boot_id=boot_id,
         may_renew=may_renew,
     )
+
+
+async def test_who_is_stopped_waits_until_it_is_over(
+    cache: Cache, autojump_clock: trio.testing.MockClock
+) -> None:
+    durability = Durability(cache)
+    went: list[float] = []
+
+    async def hold() -> None:
+        await durability.hold()
+        went.append(trio.current_time())
+
+    began_s = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        with durability.stopped():
+            nursery.start_soon(hold)
+            nursery.start_soon(hold)
+            await trio.sleep(7)
+            assert not went
+    assert [at_s - began_s for at_s in went] == [7, 7]
+    with pytest.raises(ValueError, match="in the block"), durability.stopped():
+        raise ValueError("in the block")
+    await durability.hold()

@@ -22,7 +22,7 @@ from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.cache.checking import judge
 from s3ws_fs.cache.tableset import TableSet, copy_out
 from s3ws_fs.core import keys, rewind
-from s3ws_fs.core.errors import FsError, UserError
+from s3ws_fs.core.errors import FormatError, FsError, UserError
 from s3ws_fs.core.findings import Report
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.records import Head, decode_head, decode_inode, encode_dirty
@@ -454,3 +454,113 @@ def test_kept_names_never_vanish_whatever_is_moved(
 
 def cuts_of(path: bytes) -> Iterator[bytes]:
     yield from (path[:at] for at in range(len(path)) if path[at : at + 1] == b"/")
+
+
+# --- single rules -----------------------------------------------------------------------------
+
+
+def numbers(tables: TableSet) -> dict[bytes, int]:
+    """Inode numbers by path."""
+    found: dict[bytes, int] = {}
+    stack = [(b"", ROOT_INO)]
+    while stack:
+        path, ino = stack.pop()
+        found[path] = ino
+        for key, raw in tables.dentries.items():
+            parent, _, name = keys.split_dentry_key(key)
+            if parent == ino:
+                stack.append((path + b"/" + name if path else name, keys.unpack_u64(raw)))
+    return found
+
+
+def test_numbers_stay_where_bytes_do(maker: Maker) -> None:
+    maker.fresh()
+    for path in (b"d/same", b"d/other", b"moved/x"):
+        maker.write(path, path)
+    then = maker.take()
+    maker.fs.rename(ROOT_INO, b"moved", maker.make_dirs(b"d"), b"inside")
+    maker.fs.setattr(maker.write(b"d/other", b"changed"), mode=0o600)
+    maker.fs.setattr(maker.at(b"d/same") or 0, mode=0o600)
+    _, made = restored(maker.take(), then)
+    before, after = numbers(then), numbers(made)
+    changed = {path for path in before if before[path] != after[path]}
+    assert changed == {b"d/other"}
+
+
+def test_what_was_made_anew_with_the_same_bytes_is_taken_for_it(maker: Maker) -> None:
+    maker.fresh()
+    maker.write(b"d/file", b"bytes")
+    then = maker.take()
+    remove_tree(maker, ROOT_INO, b"d")
+    maker.write(b"d/file", b"bytes")
+    now = maker.take()
+    changes, made = restored(now, then)
+    assert changes.new_inodes == 0 and not changes.orphans
+    assert numbers(made) == numbers(now) and model(made) == model(then)
+
+
+def test_warm_bytes_go_over_up_to_a_limit(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    maker.fresh()
+    maker.write(b"file", bytes(3 * EXTENT_BYTES))
+    then = maker.take()
+    maker.write(b"file", b"x", 0)
+    now = maker.take()
+    changes, _ = restored(now, then)
+    assert [int.from_bytes(new[8:], "big") for _, new in changes.warm] == [1, 2]
+    monkeypatch.setattr("s3ws_fs.core.rewind_records.WARM_BYTES_MAX", EXTENT_BYTES)
+    changes, _ = restored(now, then)
+    assert [int.from_bytes(new[8:], "big") for _, new in changes.warm] == [1]
+
+
+def test_a_named_kept_path_goes_back(maker: Maker) -> None:
+    maker.fresh()
+    maker.write(b"a/k/file", b"then")
+    then = maker.take()
+    maker.write(b"a/k/file", b"now!")
+    now = maker.take()
+    changes, _ = restored(now, then, (), is_k)
+    assert changes.is_empty
+    _, made = restored(now, then, (b"a/k",), is_k)
+    assert model(made) == model(then)
+
+
+def test_limits_of_a_selection_and_of_a_summary() -> None:
+    many = [b"p%d" % number for number in range(rewind.PATHS_MAX)]
+    assert len(select(many, nothing_kept).names) == rewind.PATHS_MAX
+    with pytest.raises(UserError, match="more than"):
+        select([*many, b"one more"], nothing_kept)
+    with pytest.raises(UserError, match=r"'\.\.'"):
+        select([b"a/../b"], nothing_kept)
+    listed = rewind.Listed()
+    for number in range(rewind.PATHS_LISTED_MAX + 1):
+        listed.add(b"%d" % number)
+    assert listed.count == rewind.PATHS_LISTED_MAX + 1
+    assert len(listed.paths) == rewind.PATHS_LISTED_MAX
+    long = rewind.Listed()
+    for _ in range(100):
+        long.add(bytes(4096))
+    assert long.count == 100
+    assert sum(map(len, long.paths)) <= rewind.LISTED_BYTES_MAX
+
+
+def test_a_name_without_a_record_is_damage(maker: Maker) -> None:
+    maker.fresh()
+    ino = maker.write(b"file", b"then")
+    then = maker.take()
+    maker.write(b"file", b"now!")
+    now = maker.now()
+    del then.inodes[keys.pack_u64(ino)]
+    with pytest.raises(FormatError, match="no record"):
+        restored(now, then)
+
+
+def test_a_directory_at_two_places_is_damage(maker: Maker) -> None:
+    maker.fresh()
+    ino = maker.make_dirs(b"a/b")
+    then = maker.take()
+    remove_tree(maker, ROOT_INO, b"a")
+    now = maker.take()
+    # It would never come to an end.
+    then.dentries[keys.dentry_key(ino, b"again")] = keys.pack_u64(ino)
+    with pytest.raises(FormatError, match="two places"):
+        restored(now, then)

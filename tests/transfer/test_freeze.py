@@ -108,3 +108,23 @@ def test_a_checkpoint_equals_the_cache(
         for table, name in keys.TABLE_NAMES.items():
             with view.txn.cursor(db=getattr(view.db, name)) as cursor:
                 assert folded.get(table, []) == list(cursor)
+
+
+def test_bytes_that_stand_already_are_not_sent_again(
+    cache: Cache, fs: FileSystem, store: ScopedStore, tmp_path: Path
+) -> None:
+    """Rewritten with the same bytes, or dirty and cold: the standing location is its content."""
+    ino = write(fs, b"file", b"the same")
+    seal_one(fs, cache, tmp_path, store, 1, "").close()
+    with cache.read() as view:
+        standing = view.chunk(ino, 0)
+    fs.write(ino, 0, b"the same")
+    frozen = freeze(cache, tmp_path, ask(2))
+    assert frozen.header is not None and frozen.header.data_bytes == 0
+    place = records(frozen)[keys.T_CHUNKS, keys.chunk_key(ino, 0)]
+    assert place is not None and decode_location(place) == standing
+    frozen.close()
+    fs.write(ino, 0, b"not same")
+    frozen = freeze(cache, tmp_path, ask(2))
+    assert frozen.header is not None and frozen.header.data_bytes == 8
+    frozen.close()
