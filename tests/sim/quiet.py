@@ -20,6 +20,7 @@ from s3ws_fs.core.errors import UserError
 from s3ws_fs.core.findings import Report
 from s3ws_fs.core.layout import FILES_PREFIX, mirror_path
 from s3ws_fs.replica.hydrate import scan_cold
+from s3ws_fs.replica.places import mirror_rows
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.audit import audit
 from s3ws_fs.transfer.audit_places import LocalSide
@@ -88,8 +89,17 @@ def check(world: World, life: Life) -> None:
     _check_cold(life)
     left = _left(world, life)
     hindered = {ino for path, ino in paths(nodes) if _key(world, path) in left}
+    with cache.read() as view:
+        # Also by what stands where it was before.
+        rows = [view.mirror_at(key.split(FILES_PREFIX, 1)[1].encode()) for key in left]
+    hindered.update(row.ino for row in rows if row is not None)
     if any(ino not in hindered for ino, _ in behind):
         raise Wrong(f"the mirror is behind after a sync: {behind[:3]}")
+    # One that can't be put at all its names keeps its old objects.
+    files = world.prefix + FILES_PREFIX
+    with cache.read() as view:
+        old = {files + row.path.decode() for row in mirror_rows(view) if row.ino in hindered}
+    left |= old - {_key(world, path) for path, _ in paths(nodes)}
     _check_mirror(world, nodes, left)
     _check_audit(world, life, left)
     world.history.check(_Inline())

@@ -9,14 +9,26 @@ Called by world.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
 from s3ws_fs.replica import flusher, hydrate, restore
-from s3ws_fs.transfer import ahead, fetch, freeze, garbage, journaling, mirror, objects, reconcile
+from s3ws_fs.transfer import (
+    ahead,
+    fetch,
+    freeze,
+    garbage,
+    journaling,
+    mirror,
+    objects,
+    reconcile,
+    spool,
+)
 from s3ws_fs.transfer.requests import flush
 
 SMALL: Final[tuple[tuple[ModuleType, str, int], ...]] = (
@@ -45,16 +57,39 @@ SHORT_SPOOL_CHANCE: Final = 0.2
 SHORT_SPOOL_BYTES: Final = 60_000
 
 
+class SpoolDisk:
+    """The disk that spools stand on: while it is full, no file is made there."""
+
+    is_full = False
+
+    def __init__(self) -> None:
+        self.on_refused: Callable[[], None] = lambda: None
+
+    def __getattr__(self, name: str) -> Any:
+        # All else of the module os, which this stands for in transfer.spool.
+        return getattr(os, name)
+
+    def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
+        """As os.open."""
+        if self.is_full:
+            self.on_refused()
+            raise OSError(errno.ENOSPC, "simulated", str(path))
+        return os.open(path, flags, mode)
+
+
 @contextlib.contextmanager
-def small_limits(seed: int) -> Iterator[None]:
+def small_limits(seed: int, disk: SpoolDisk) -> Iterator[None]:
     """Within the block, and for this seed."""
     is_short = random.Random(f"{seed} spool").random() < SHORT_SPOOL_CHANCE
 
     def room_bytes(_: Path) -> int:
+        if disk.is_full:
+            return 0
         return SHORT_SPOOL_BYTES if is_short else 1 << 30
 
     values: list[tuple[ModuleType, str, Any]] = [
         *SMALL,
+        (spool, "os", disk),
         (ahead, "spool_room_bytes", room_bytes),
         (objects, "spool_room_bytes", room_bytes),
     ]

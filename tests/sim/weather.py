@@ -53,7 +53,9 @@ SPELLS: Final = (
     Spell("everything", tuple((fault, 0.04) for fault in Fault if "kill" not in fault.value
                               and fault is not Fault.CONFLICT), slow_s=1.0),
 )  # fmt: skip
-TRIES_MAX: Final = 100
+TRIES_MAX: Final = 250
+"""A mirror pass that is denied asks for each of its files, a hundred at most, and two people may
+want a pass of their own."""
 FAIR_S: Final = 100.0
 """How long fair weather lasts, on average."""
 NORMAL_S: Final = 0.02

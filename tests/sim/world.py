@@ -35,7 +35,7 @@ from tests.sim.history import HISTORY_CHANCE, History
 from tests.sim.hosts import Host, Killed
 from tests.sim.life import ENDS, KILL, LOSS, POWER, UNMOUNT, Life, Plan, Refused, living, only
 from tests.sim.outsiders import OUTSIDERS_CHANCE, Outsiders
-from tests.sim.scale import small_limits
+from tests.sim.scale import SpoolDisk, small_limits
 from tests.sim.tree import Nodes, Wrong, without_orphans
 from tests.sim.weather import Weather
 from tests.support.faulty_store import FaultyStore
@@ -53,6 +53,11 @@ QUOTA_BYTES: Final = 64 << 20
 QUOTA_INODES: Final = 1_000_000
 SHORT_QUOTA_CHANCE: Final = 0.3
 """Of runs, so many reach their quota all the time."""
+FULL_DISK_CHANCE: Final = 0.2
+"""Of runs, in so many the disk of the spools is full at times."""
+ROOMY_S: Final = 200.0
+FULL_S: Final = 60.0
+"""So long there is room, and none, on average."""
 SHORT_QUOTA_BYTES: Final = SIZE_BYTES_MIN
 RETRY_MOUNT_S: Final = 20.0
 RIVALS_CHANCE: Final = 0.15
@@ -76,7 +81,7 @@ class Frozen:
 class World:
     """See the module."""
 
-    def __init__(self, seed: int, operations: int, base: Path) -> None:
+    def __init__(self, seed: int, operations: int, base: Path, disk: SpoolDisk) -> None:
         self.seed = seed
         self.base = base
         self._left = operations
@@ -99,6 +104,11 @@ class World:
         self._lates_known = 0
         self._late: list[Callable[[], object]] = []
         self.quota_bytes, self.quota_inodes = QUOTA_BYTES, QUOTA_INODES
+        self.disk = disk
+        disk.on_refused = self._spool_refused
+        self._disk_rng = random.Random(f"{seed} disk")
+        self.fills_disk = self._disk_rng.random() < FULL_DISK_CHANCE
+        """Whether the disk of the spools is full at times."""
         room = random.Random(f"{seed} room")
         if room.random() < SHORT_QUOTA_CHANCE:
             self.quota_bytes = SHORT_QUOTA_BYTES
@@ -131,6 +141,18 @@ class World:
         """Somebody else changes the mirror in this run, or nobody does."""
         self.outsiders = self.bucket.outsiders = outsiders
         self.weather.spares_mirror = outsiders is not None
+
+    def _spool_refused(self) -> None:
+        self.weather.trouble()
+        self.count("spool refused")
+
+    async def _fill_disk(self) -> None:
+        """Somebody else fills it, and clears it again."""
+        while True:
+            await trio.sleep(self._disk_rng.expovariate(1 / ROOMY_S))
+            self.disk.is_full = not self.weather.stays_fair
+            await trio.sleep(self._disk_rng.expovariate(1 / FULL_S))
+            self.disk.is_full = False
 
     # --- what others ask -----------------------------------------------------------------------
 
@@ -288,6 +310,8 @@ class World:
             self.nursery.start_soon(self.weather.run)
             if self.outsiders is not None:
                 self.nursery.start_soon(self.outsiders.run)
+            if self.fills_disk:
+                self.nursery.start_soon(self._fill_disk)
             host = self.new_host()
             while self._left > 0:
                 if self.rng.random() < RIVALS_CHANCE:
@@ -299,6 +323,7 @@ class World:
                     host = self._another(host)
             self.weather.stays_fair = True
             self.weather.clear()
+            self.disk.is_full = False
             await self._life(host, Plan(0, UNMOUNT, settles=True))
             if host.is_refused:
                 await self._life(self._another(host), Plan(0, UNMOUNT, settles=True))
@@ -401,6 +426,7 @@ class World:
         """Fair weather until everything is in step; then everything is looked at."""
         self.weather.stays_fair = True
         self.weather.clear()
+        self.disk.is_full = False
         if self.awaits_late:
             # What came late may stand where a listing was before it: another one is due.
             await trio.sleep(LATE_S_MAX)
@@ -417,8 +443,9 @@ def simulate(
     """A whole run. Raises Wrong; what was counted is in the World."""
     base = Path(tempfile.mkdtemp(prefix="s3ws-sim-", dir="/dev/shm"))
     try:
-        with _repeatable(seed), small_limits(seed):
-            world = World(seed, operations, base)
+        disk = SpoolDisk()
+        with _repeatable(seed), small_limits(seed, disk):
+            world = World(seed, operations, base, disk)
             prepare(world)
             trio.run(world.run, clock=world.clock)
         return world
