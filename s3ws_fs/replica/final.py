@@ -1,7 +1,8 @@
 """The end of a mount: cycles until all is saved, or until it is plain that it can't be.
 
 Invariants
-1. It ends: after FINAL_TRIES failures in a row, or when the store is silent for FINAL_SILENCE_S.
+1. It ends: after FINAL_TRIES failures or FINAL_CYCLES_MAX cycles, or when the store is silent for
+   FINAL_SILENCE_S.
 2. "Nothing is left" is said only when all is sealed and mirrored, and the lease is given back then.
 
 Called by replicator.
@@ -27,8 +28,10 @@ from s3ws_fs.replica.schedule import Schedule
 from s3ws_fs.transfer.client import WorkerClient
 from s3ws_fs.transfer.wire import FencedError
 
+FINAL_CYCLES_MAX: Final = 100
+"""Cycles at most, well or not: somebody else may change objects again and again."""
 FINAL_TRIES: Final = 5
-"""Failed cycles in a row after which the final flush gives up and lists what is not saved."""
+"""Failed cycles after which the final flush gives up and lists what is not saved."""
 FINAL_SILENCE_S: Final = 60.0
 """A store silent for so long ends the final flush: whoever stops a container waits for it."""
 SILENCE_POLL_S: Final = 1.0
@@ -58,7 +61,7 @@ class FinalFlush:
     async def run(self, progress: Progress) -> list[str]:
         """Save the rest; returns paths that are not saved. Raises UserError when fenced."""
         tries = 0
-        while tries < FINAL_TRIES:
+        for _ in range(FINAL_CYCLES_MAX):
             async with self.cycle_lock:
                 error = await self._cycle_unless_silent(progress)
             if isinstance(error, FencedError):
@@ -76,9 +79,10 @@ class FinalFlush:
                 await self.lease.quiet_over(progress)
             else:
                 tries += 1
-                if tries < FINAL_TRIES:
-                    progress({"phase": "waiting for the store", "error": str(error)})
-                    await trio.sleep(max(0.0, self.schedule.next_try_s - trio.current_time()))
+                if tries == FINAL_TRIES:
+                    break
+                progress({"phase": "waiting for the store", "error": str(error)})
+                await trio.sleep(max(0.0, self.schedule.next_try_s - trio.current_time()))
         return report.unsaved(self.cache)
 
     async def _cycle_unless_silent(self, progress: Progress) -> Exception | None:
