@@ -219,12 +219,19 @@ class Rewinder:
         with trio.CancelScope(shield=True):
             try:
                 for frame in _frames(path):
-                    await self.means.forget(_outdated(frame, done.first_new))
+                    await self._tell(_outdated(frame, done.first_new))
             finally:
                 path.unlink(missing_ok=True)
-            self._cache.put_json(REWOUND, None)
+            with contextlib.suppress(FsError):
+                self._cache.put_json(REWOUND, None)
         self._fs.look_at_orphans()
         self.means.chilled()
+
+    async def _tell(self, outdated: Outdated) -> None:
+        """The kernel forgets. When the note that it has to can't be taken away, it stays: the next
+        daemon has it forget once more. The restore is made, and nothing else may be said of it."""
+        with contextlib.suppress(FsError):
+            await self.means.forget(outdated)
 
     # --- after a crash ---------------------------------------------------------------------------
 
