@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import mmap
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -47,6 +48,8 @@ TRIES_MAX: Final = 6
 """Snapshots and plans at most, until none was overtaken by a change; all but the first of them
 with requests held."""
 STOPPED_S_MAX: Final = 30.0
+TIDY_S_MAX: Final = 10.0
+"""How long the worker may take to let go of what a restore needed: nothing depends on it."""
 PLAN_SILENCE_S: Final = 600.0
 """A plan of a large tree, on a slow store, may take the worker this long."""
 PAIR_BYTES: Final = 24
@@ -131,7 +134,7 @@ class Rewinder:
                 return await self._make(ask, progress)
             finally:
                 with trio.CancelScope(shield=True), contextlib.suppress(S3wsError, OSError):
-                    await self._worker.ask("rewound")
+                    await self._worker.ask("rewound", deadline_s=TIDY_S_MAX)
 
     async def _plan(
         self, ask: RewindAsk, ref: str | None, warm: list[tuple[bytes, bytes]] | None = None
@@ -163,13 +166,15 @@ class Rewinder:
             raise _too_large(why)
 
     async def _make(self, ask: RewindAsk, progress: Progress) -> dict[str, Any]:
+        until_s = math.inf
         with contextlib.ExitStack() as held:
             for attempt in range(TRIES_MAX):
                 if attempt == 1:
                     # Programs write on: the next ones are made while nothing can.
                     held.enter_context(self.means.stopped())
+                    until_s = trio.current_time() + STOPPED_S_MAX
                 done: _Done | None = None
-                with trio.move_on_after(STOPPED_S_MAX) if attempt else _no_limit() as scope:
+                with trio.CancelScope(deadline=until_s) as scope:
                     done = await self._try(ask, progress)
                 if scope.cancelled_caught:
                     raise _too_slow()
@@ -264,12 +269,6 @@ class Rewinder:
         self._left = []
         self._cache.put_json(REWOUND, None)
         self.forgotten.set()
-
-
-@contextlib.contextmanager
-def _no_limit() -> Iterator[trio.CancelScope]:
-    with trio.CancelScope() as scope:
-        yield scope
 
 
 def _change(planned: dict[str, Any], warm: list[tuple[bytes, bytes]]) -> Rewind:
