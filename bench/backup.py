@@ -109,6 +109,8 @@ def fill(host: Host, files: int, total_bytes: int, seed: int) -> None:
         directory = ROOT_INO
         for number, weight in enumerate(weights):
             if number % FILES_OF_A_DIRECTORY == 0:
+                # As a daemon does now and then: else no page that was freed serves again.
+                cache.sync_point()
                 name = b"d%04d" % (number // FILES_OF_A_DIRECTORY)
                 directory = fs.mkdir(ROOT_INO, name, 0o755, WHO).ino
             size = int(weight * scale)

@@ -35,7 +35,14 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import backups, failpoints, jsontext
 from s3ws_fs.core.backups import Backup, Keep, Schedule
 from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import ExitCode, FormatError, FsError, S3wsError, UserError
+from s3ws_fs.core.errors import (
+    ExitCode,
+    FormatError,
+    FsError,
+    S3wsError,
+    TransientError,
+    UserError,
+)
 from s3ws_fs.snapshot import child
 from s3ws_fs.transfer.client import WorkerClient
 
@@ -52,6 +59,8 @@ TICK_S: Final = 15.0
 UPLOAD_BYTES_PER_S: Final = 100_000
 """The slowest line on which an upload is waited for."""
 UPLOAD_BASE_S: Final = 600.0
+UPLOAD_TRIES: Final = 3
+"""How often a file is sent: the worker starts again by itself, the store has its own retries."""
 FINAL_S: Final = 60.0
 """So long at most the end of a mount waits for an emergency backup."""
 SPOOL_SLACK_BYTES: Final = 64 << 20
@@ -275,8 +284,7 @@ class Backups:
             (backups.archive_key(name), backups.ARCHIVE_SUFFIX, done["archive_bytes"]),
             (backups.index_key(name), backups.INDEX_SUFFIX, done["index_bytes"]),
         ):
-            await self._worker.ask(
-                "put-file",
+            await self._put(
                 key=key,
                 file=str(place / (name + suffix)),
                 size_bytes=size_bytes,
@@ -284,6 +292,16 @@ class Backups:
                 metadata=said,
                 deadline_s=UPLOAD_BASE_S + size_bytes / UPLOAD_BYTES_PER_S,
             )
+
+    async def _put(self, **ask: Any) -> None:
+        """Put one file; a worker that died on the way is no reason to make it all anew."""
+        for left in reversed(range(UPLOAD_TRIES)):
+            try:
+                await self._worker.ask("put-file", **ask)
+                return
+            except TransientError:
+                if not left:
+                    raise
 
     def _note(self, name: str, done: dict[str, Any], took_s: float) -> dict[str, Any]:
         self._last = {

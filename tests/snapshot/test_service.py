@@ -99,6 +99,22 @@ async def test_a_failed_one_leaves_nothing_and_is_tried_again(
     assert bench.content(name) == {"file": b"1"}
 
 
+@pytest.mark.parametrize("deaths", [service.UPLOAD_TRIES - 1, service.UPLOAD_TRIES])
+async def test_a_worker_that_dies_on_the_way(bench: Bench, fs: FileSystem, deaths: int) -> None:
+    """What was made is sent again, a limited number of times."""
+    write(fs, b"file", b"1")
+    left = [TransientError("put-file", "", "the transfer worker died")] * deaths
+    bench.worker.fails = lambda key: left.pop() if left and key.endswith(".gz") else None
+    if deaths == service.UPLOAD_TRIES:
+        with pytest.raises(TransientError):
+            await bench.backups.backup(lambda _: None)
+        assert bench.names() == []
+    else:
+        await bench.backups.backup(lambda _: None)
+        assert len(bench.names()) == 1
+    assert bench.jobs == 1
+
+
 async def test_old_ones_go(
     cache: Cache, fs: FileSystem, store: ScopedStore, tmp_path: Path
 ) -> None:
