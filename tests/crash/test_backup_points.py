@@ -15,6 +15,7 @@ import pytest
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import backups, failpoints
 from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.snapshot.reading import list_backups
 from s3ws_fs.store.scoped import ScopedStore
 from tests.crash.workloads import OF_BACKUPS
 from tests.snapshot.bench import KEEP_LAST_ONLY, Bench
@@ -40,6 +41,7 @@ async def test_dying_while_old_ones_go(
     assert passed.count(point) >= 1
     newest = bench.names()[0]
     assert "second" in bench.content(newest)
+    require_no_index_alone(store)
     # Whatever is left of the old one is no backup, and goes with a later one.
     left = {entry.key for entry in store.list("compressed/")}
     assert backups.index_key(newest) in left
@@ -47,6 +49,12 @@ async def test_dying_while_old_ones_go(
     write(fs, b"third", b"x")
     await after.backup(lambda _: None)
     assert "third" in bench.content(bench.names()[0])
+
+
+def require_no_index_alone(store: ScopedStore) -> None:
+    """The index comes last and goes first."""
+    for backup in list_backups(store):
+        assert backup.index_bytes is None or backup.archive_bytes is not None
 
 
 class _DiedError(BaseException):
@@ -64,7 +72,9 @@ def _dying_at(point: str, nth: int, passed: list[str]) -> Callable[[str], None]:
 
 @pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("point", OF_BACKUPS)
-async def test_dying_at_each_point(bench: Bench, fs: FileSystem, point: str, nth: int) -> None:
+async def test_dying_at_each_point(
+    bench: Bench, fs: FileSystem, store: ScopedStore, point: str, nth: int
+) -> None:
     """What stands in the bucket is a good backup or none, and the next one works."""
     write(fs, b"file", b"x" * 1000)
     passed: list[str] = []
@@ -79,6 +89,7 @@ async def test_dying_at_each_point(bench: Bench, fs: FileSystem, point: str, nth
     for name in bench.names():
         assert bench.content(name) == {"file": b"x" * 1000}
     assert len(bench.names()) == int(is_done)
+    require_no_index_alone(store)
     after = bench.another()
     assert not bench.directory.exists() or not any(bench.directory.iterdir())
     done = await after.backup(lambda _: None)
