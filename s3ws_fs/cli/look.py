@@ -109,6 +109,8 @@ def diff(
     with workspace.store() as store, _pool(workspace) as pool:
         survey, (old, new) = _resolve(workspace, store, wanted, as_json)
         found = looking.difference(store, survey, old.number, new.number, pool)
+        for given_path, path in zip((*more, *paths), below, strict=True):
+            _require_path(given_path, path, (found.before, found.after))
         shown = [
             change for change in select(found.changes, below) if with_noise or not change.is_noise
         ]
@@ -127,6 +129,20 @@ def diff(
                 report.echo(line)
         else:
             _print(shown)
+
+
+def _require_path(given: str, path: bytes, views: Iterable[TreeView]) -> None:
+    """A path that stands in none of the trees is a slip. Raises UserError (exit 2)."""
+    for view in views:
+        try:
+            view.find(path, follow=False)
+        except NoPathError:
+            continue
+        return
+    raise _usage(
+        f"{given!a} is a path in neither of the two points.",
+        "Name paths inside the workspace; for a workspace that is mounted there write -m.",
+    )
 
 
 def _two_refs(given: tuple[str, ...], turn: str | None) -> tuple[tuple[str, str], tuple[str, ...]]:

@@ -255,3 +255,15 @@ def test_points_that_are_none(host: Host) -> None:
     host.s3ws("diff", "--turn", "none", ok=ExitCode.NO_SUCH_POINT)
     host.settings["WORKSPACE_CONVERSATION_ID"] = "another"
     host.s3ws("diff", "#1", ok=ExitCode.NO_SUCH_POINT)
+
+
+@only_local
+def test_a_path_that_is_in_neither_point_is_a_slip(host: Host) -> None:
+    """Such as the mount point itself, which other commands take as an argument."""
+    host.s3ws("snapshot", "--name", "one", host.mountpoint)
+    (host.mountpoint / "src/new").write_text("new")
+    done = host.s3ws("diff", "one", "head", "workspace", "-m", host.mountpoint, ok=ExitCode.USAGE)
+    assert "'workspace' is a path in neither of the two points" in done.stderr
+    assert "-m" in done.stderr
+    assert "src/new" in host.s3ws("diff", "one", "head", "src", "-m", host.mountpoint).stdout
+    assert "no changes" in host.s3ws("diff", "one", "one", "src", "-m", host.mountpoint).stdout
