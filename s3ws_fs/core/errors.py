@@ -89,6 +89,12 @@ class TransientError(StoreError):
     """It may work later: network, timeout, throttling, 5xx."""
 
 
+class StartOverError(TransientError):
+    """What was under way is lost, or how it ended is unknown, by no fault of the store: the process
+    that talks to it died, or a seal of ours whose answer was lost stands. Try again at once.
+    """
+
+
 class PermanentError(StoreError):
     """It will not work by itself: credentials, missing bucket, refused request, bad name."""
 

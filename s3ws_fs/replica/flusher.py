@@ -26,7 +26,7 @@ import trio
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import failpoints, keys
 from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import CacheError, S3wsError, TransientError
+from s3ws_fs.core.errors import CacheError, S3wsError, StartOverError
 from s3ws_fs.core.ids import RandBits, new_id
 from s3ws_fs.core.outside import Found
 from s3ws_fs.core.types import SELF_OBJECT
@@ -134,7 +134,7 @@ class Flusher:
             raise
         except wire.OwnSealError as exc:
             self._sealed = None
-            raise TransientError("seal", "journal", str(exc)) from exc
+            raise StartOverError("seal", "journal", str(exc)) from exc
         except BaseException:
             self._sealed = None
             raise

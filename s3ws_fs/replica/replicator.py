@@ -26,7 +26,7 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core import failpoints
 from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
+from s3ws_fs.core.errors import ExitCode, S3wsError, StartOverError, UserError
 from s3ws_fs.core.ids import RandBits
 from s3ws_fs.core.types import Outdated
 from s3ws_fs.fs.filesystem import FileSystem
@@ -49,6 +49,10 @@ log = logging.getLogger(__name__)
 
 SYNC_CYCLES_MAX: Final = 1000
 """Cycles one sync runs at most while files keep changing under it."""
+SYNC_RESTARTS_MAX: Final = 3
+"""A sync that was asked for goes on with a new worker so often. One may die by no fault of the
+store: the kernel ends it when it was held up for longer than a proof of the lease lasts.
+"""
 
 
 class Replicator(Replica):
@@ -306,10 +310,13 @@ class Replicator(Replica):
         cycle = self._cycle
         looks = cycle.is_doubtful or (outside and cycle.outside is not None)
         cycle.is_scan_due = cycle.is_scan_due or looks
-        is_asked = outside
+        is_asked, restarts = outside, 0
         for _ in range(SYNC_CYCLES_MAX):
             async with self._cycle_lock:
                 error = await self._asked_cycle(progress)
+            if isinstance(error, StartOverError) and restarts < SYNC_RESTARTS_MAX:
+                restarts += 1
+                continue
             if error is not None:
                 raise self._as_user_error(error)
             if is_asked:

@@ -28,7 +28,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from s3ws_fs.core.errors import FormatError, TransientError
+from s3ws_fs.core.errors import FormatError, StartOverError, TransientError
 from s3ws_fs.transfer import wire
 
 HELLO_DEADLINE_S: Final = 60.0
@@ -202,7 +202,8 @@ class WorkerClient:
         deadline_s: float = REQUEST_DEADLINE_S,
         **args: Any,
     ) -> dict[str, Any]:
-        """One request. Raises what the worker raised; TransientError when it died or took too long.
+        """One request. Raises what the worker raised; StartOverError when it died, TransientError
+        when it took too long.
 
         The deadline is of silence: it starts anew with every part.
         """
@@ -233,7 +234,7 @@ class WorkerClient:
                     except trio.TooSlowError:
                         raise TransientError(cmd, "", f"no answer in {deadline_s:g} s") from None
                     except (trio.EndOfChannel, trio.ClosedResourceError):
-                        raise TransientError(cmd, "", "the transfer worker died") from None
+                        raise StartOverError(cmd, "", "the transfer worker died") from None
                     if "part" in message:
                         if on_part is not None:
                             await on_part(message["part"], payload)
@@ -257,7 +258,7 @@ class WorkerClient:
                 await self._bury(worker)
                 raise TransientError("worker", "", "the transfer worker takes no requests")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise TransientError("worker", "", "the transfer worker died") from None
+            raise StartOverError("worker", "", "the transfer worker died") from None
 
     async def _alive(self) -> _Process:
         async with self._spawn_lock:

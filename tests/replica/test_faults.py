@@ -14,6 +14,7 @@ from s3ws_fs.core.errors import CacheError, ExitCode, FsError, TransientError, U
 from s3ws_fs.core.lease import LEASE_S_MIN
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.types import NeedExtents
+from s3ws_fs.replica.replicator import SYNC_RESTARTS_MAX
 from s3ws_fs.store.scoped import ScopedStore
 from tests.replica.conftest import Mount, Mounter
 from tests.replica.test_roundtrip import mirror
@@ -82,6 +83,52 @@ async def test_a_worker_killed_in_mid_flush(mounter: Mounter, bucket: ScopedStor
         assert m.tree() == tree
         await m.replica.hydrate()
         assert {path: await m.read(path) for path in want} == want
+
+
+def kill_at(m: Mount, monkeypatch: pytest.MonkeyPatch, at: str, deaths: int) -> list[str]:
+    """The worker gets SIGKILL when it is asked that, so many times; the list is what was asked."""
+    ask, asked = m.replica.worker.ask, []
+
+    async def deadly(cmd: str, *args: object, **more: object) -> object:
+        asked.append(cmd)
+        if cmd == at and asked.count(at) <= deaths:
+            pid = m.replica.worker.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        return await ask(cmd, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(m.replica.worker, "ask", deadly)
+    return asked
+
+
+@pytest.mark.parametrize("at", ["freeze", "seal", "mirror"])
+async def test_a_sync_goes_on_with_another_worker(
+    mounter: Mounter, bucket: ScopedStore, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    async with mounter("a") as m:
+        m.write("f", b"1")
+        await m.sync()
+        m.write("f", b"2")
+        asked = kill_at(m, monkeypatch, at, 1)
+        await m.sync()
+        assert asked.count(at) > 1
+        assert mirror(bucket) == {"f": b"2"}
+
+
+async def test_a_sync_whose_workers_keep_dying_says_so(
+    mounter: Mounter, bucket: ScopedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mounter("a") as m:
+        m.write("f", b"1")
+        await m.sync()
+        m.write("f", b"2")
+        with monkeypatch.context() as patch:
+            asked = kill_at(m, patch, "seal", 1 + SYNC_RESTARTS_MAX)
+            with pytest.raises(UserError, match="not everything could be saved"):
+                await m.sync()
+            assert asked.count("seal") == 1 + SYNC_RESTARTS_MAX
+        await m.sync()
+        assert mirror(bucket) == {"f": b"2"}
 
 
 async def test_an_object_lost_outside_comes_back_with_the_next_change(

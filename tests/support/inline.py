@@ -31,7 +31,7 @@ import trio
 from s3ws_fs.cache.cache import Cache, open_cache
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
-from s3ws_fs.core.errors import TransientError
+from s3ws_fs.core.errors import StartOverError
 from s3ws_fs.core.lease import LEASE_S_MIN
 from s3ws_fs.daemon.parts import identity
 from s3ws_fs.fs.filesystem import FileSystem
@@ -125,7 +125,7 @@ class InlineClient:
                 self.hello["lease"] = worker.session.gate.grant.to_json()
         except WorkerDied:
             self._bury()
-            error = TransientError(cmd, "", "the transfer worker died")
+            error = StartOverError(cmd, "", "the transfer worker died")
         except Exception as exc:
             error = wire.error_from(json.loads(json.dumps(wire.error_json(exc))))
         for body, payload in parts:
