@@ -208,6 +208,9 @@ def lines(found: dict[str, Any], mountpoint: str) -> Iterator[str]:
             yield f"  {sign} {report.safe_name(_bytes(path)) or '.'}"
         if found[kind]["count"] > len(paths):
             yield f"  {sign} and {found[kind]['count'] - len(paths)} more"
+    if done and not found["is_shown"]:
+        restart = f"s3ws restart {report.safe(mountpoint)}"
+        yield f"some names may still be shown as before: `{restart}` ends that"
     if done:
         yield f"`s3ws undo {report.safe(mountpoint)}` brings back what was before"
 

@@ -180,8 +180,7 @@ class Rewinder:
                     raise _too_slow()
                 if done is not None:
                     held.close()
-                    await self._finish(done)
-                    return done.answer
+                    return done.answer | {"is_shown": await self._finish(done)}
         raise _too_busy()
 
     async def _try(self, ask: RewindAsk, progress: Progress) -> _Done | None:
@@ -216,27 +215,35 @@ class Rewinder:
                     await self.means.unsnap(snap)
         return _Done(_answer(planned, snap), path, first_new)
 
-    async def _finish(self, done: _Done) -> None:
-        """After the commit: the kernel forgets, whatever happens to who asked."""
+    async def _finish(self, done: _Done) -> bool:
+        """After the commit: the kernel forgets, whatever happens to who asked; False: not all."""
         path = done.path
         if path is None:
-            return
+            return True
         with trio.CancelScope(shield=True):
+            is_told = True
             try:
                 for frame in _frames(path):
-                    await self._tell(_outdated(frame, done.first_new))
+                    is_told = await self._tell(_outdated(frame, done.first_new)) and is_told
             finally:
                 path.unlink(missing_ok=True)
-            with contextlib.suppress(FsError):
-                self._cache.put_json(REWOUND, None)
+            if is_told:
+                with contextlib.suppress(FsError):
+                    self._cache.put_json(REWOUND, None)
         self._fs.look_at_orphans()
         self.means.chilled()
+        return is_told
 
-    async def _tell(self, outdated: Outdated) -> None:
-        """The kernel forgets. When the note that it has to can't be taken away, it stays: the next
-        daemon has it forget once more. The restore is made, and nothing else may be said of it."""
-        with contextlib.suppress(FsError):
+    async def _tell(self, outdated: Outdated) -> bool:
+        """The kernel forgets; False when it could not be told, or the note that it has to could not
+        be taken away. Then the next daemon has it forget. The restore is made, and nothing else
+        may be said of it.
+        """
+        try:
             await self.means.forget(outdated)
+        except (FsError, OSError):
+            return False
+        return True
 
     # --- after a crash ---------------------------------------------------------------------------
 
@@ -316,6 +323,7 @@ def _answer(planned: dict[str, Any], snapshot: dict[str, Any] | None) -> dict[st
         "is_nothing": planned["is_empty"],
         "restored": snapshot is not None,
         "snapshot": snapshot,
+        "is_shown": True,
     }
 
 

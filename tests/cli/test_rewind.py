@@ -30,6 +30,7 @@ def answer(**more: Any) -> dict[str, Any]:
         "bytes_back": 2048,
         "bytes_gone": 3,
         "is_nothing": False,
+        "is_shown": True,
         "restored": False,
         "snapshot": None,
         **more,
@@ -118,6 +119,12 @@ def test_lines_are_safe_and_short() -> None:
     assert (
         line == "nothing to do: the tree is as it was at #7 of 2001-09-09 01:46:40 UTC, named one"
     )
+
+
+def test_a_kernel_that_was_not_told_is_told_to_the_person() -> None:
+    remark = "some names may still be shown as before: `s3ws restart /mnt/w` ends that"
+    assert remark not in lines(answer(restored=True), "/mnt/w")
+    assert remark in lines(answer(restored=True, is_shown=False), "/mnt/w")
 
 
 def test_json_names_bytes() -> None:
