@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.snapshot import child
 from tests.support.host import child_pids, wait_for_exit
 from tests.transfer.conftest import PREFIX, write
+
+Children = Callable[[], set[int]]
 
 NAME = "backup-20260131T120000Z"
 
@@ -42,6 +45,13 @@ def job(cache: Cache, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def children() -> Children:
+    """Children that came since the test began: a server of other tests is one, too."""
+    before = set(child_pids(os.getpid()))
+    return lambda: set(child_pids(os.getpid())) - before
+
+
 class Run:
     """A job of a child, and what is heard of it."""
 
@@ -57,7 +67,7 @@ class Run:
         return await child.run(self.job, self.events.append, reader_check=check)
 
 
-async def test_a_job(cache: Cache, fs: FileSystem, job: dict[str, Any]) -> None:
+async def test_a_job(cache: Cache, fs: FileSystem, job: dict[str, Any], children: Children) -> None:
     write(fs, b"file", b"x" * 100_000)
     run = Run(job)
     done = await run()
@@ -69,7 +79,7 @@ async def test_a_job(cache: Cache, fs: FileSystem, job: dict[str, Any]) -> None:
         f"{NAME}.index.jsonl.gz",
         f"{NAME}.tar.gz",
     ]
-    assert child_pids(os.getpid()) == []
+    assert not children()
 
 
 async def test_its_errors_are_its_own(cache: Cache, fs: FileSystem, job: dict[str, Any]) -> None:
@@ -87,6 +97,7 @@ async def test_a_child_that_dies_or_stops(
     fs: FileSystem,
     job: dict[str, Any],
     number: signal.Signals,
+    children: Children,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Stopped in the middle of its copy, it would pin the cache's pages for good."""
@@ -104,11 +115,11 @@ async def test_a_child_that_dies_or_stops(
     with pytest.raises(TransientError):
         await run()
     assert run.checked == 1
-    assert child_pids(os.getpid()) == []
+    assert not children()
 
 
 async def test_a_cancelled_job_ends_its_child(
-    cache: Cache, fs: FileSystem, job: dict[str, Any]
+    cache: Cache, fs: FileSystem, job: dict[str, Any], children: Children
 ) -> None:
     write(fs, b"file", b"x")
     with trio.CancelScope() as scope:
@@ -118,7 +129,7 @@ async def test_a_cancelled_job_ends_its_child(
 
         await child.run(job, cancel, reader_check=lambda: None)
     assert scope.cancelled_caught
-    assert child_pids(os.getpid()) == []
+    assert not children()
 
 
 def test_it_ends_with_its_parent() -> None:

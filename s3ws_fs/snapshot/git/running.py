@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import resource
 import shutil
@@ -168,17 +169,10 @@ class Git:
                 cwd=self._work_tree or self._scratch,
                 env={**self._env, **env},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=functools.partial(_before_git, limit),
             )
         except OSError as exc:
             raise GitError(f"git can't be run: {exc.strerror}") from exc
-        with contextlib.suppress(ProcessLookupError):
-            for what, most in (
-                (resource.RLIMIT_AS, MEMORY_BYTES_MAX),
-                (resource.RLIMIT_FSIZE, limit),
-                (resource.RLIMIT_CORE, 0),
-            ):
-                resource.prlimit(process.pid, what, (most, most))
         return process
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
@@ -244,9 +238,15 @@ _PR_SET_PDEATHSIG: Final = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
-def _die_with_parent() -> None:
-    """In the new process, before it is git. Allocates and locks nothing."""
+def _before_git(file_bytes: int) -> None:
+    """In the new process, before it is git: limits set later would miss what git starts at once.
+
+    That of memory comes last: this process may have more than that mapped.
+    """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
 
 
 def _environment(scratch: Path) -> dict[str, str]:
