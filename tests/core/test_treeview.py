@@ -150,3 +150,21 @@ def test_names_that_stand_for_nothing_are_damage() -> None:
         view.find(b"d/f")
     with pytest.raises(FormatError):
         list(view.below(ROOT_INO, b""))
+
+
+def test_a_table_is_counted_once_not_for_each_file() -> None:
+    """A table as it was counts by going through all of it: `diff` took minutes for 50,000 files."""
+
+    class Counted(dict[bytes, bytes]):
+        times = 0
+
+        def __len__(self) -> int:
+            Counted.times += 1
+            return super().__len__()
+
+    made = view_of(TREE)
+    assert isinstance(made.records, TableSet)
+    made.records.chunks = Counted()
+    for path in (b"top", b"d/e/f", b"top"):
+        assert list(made.places(made.find(path))) == []
+    assert Counted.times == 1
