@@ -8,6 +8,7 @@ one of these is killed:
     container   everything: the programs' mount is dead, as after `docker kill`
     daemon      the process behind the mount; its holder brings it back, the programs go on
     worker      the process that talks to the bucket
+    child       the process that makes a backup, or git state, of one instant
 
 After each death of the container the cache is checked, mounted again, and judged by the witnesses
 (tests.soak.verify). In the end everything is flushed, the bucket audited and compared, and the
@@ -38,15 +39,22 @@ from tests.soak import verify
 from tests.soak.actors import FAILED, KINDS
 from tests.support import trees
 from tests.support.buckets import S3Bucket, mirror_differences
-from tests.support.host import QUICK, Host
+from tests.support.host import QUICK, Host, child_pids
 from tests.support.mounting import REPOSITORY
 from tests.support.seaweed import running_seaweed
 
 WAIT_S: Final = (0.2, 3.0)
 """Between two strikes, at least and at most."""
 PROGRAM_END_S: Final = 60.0
-VICTIMS: Final = {"container": 3, "daemon": 4, "worker": 3}
-SETTINGS: Final = {**QUICK, "WORKSPACE_MAX_SIZE_MB": "4096"}
+CHILD_S_MAX: Final = 10.0
+"""How long a child is waited for that could be killed."""
+VICTIMS: Final = {"container": 3, "daemon": 4, "worker": 3, "child": 2}
+SETTINGS: Final = {
+    **QUICK,
+    "WORKSPACE_MAX_SIZE_MB": "4096",
+    "WORKSPACE_BACKUP_INTERVAL": "2",
+    "WORKSPACE_BACKUP_KEEP_LAST": "2",
+}
 
 
 class Failed(AssertionError):
@@ -155,12 +163,28 @@ class Soak:
                 return
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        elif victim == "child":
+            if not self._kill_child():
+                return
         elif victim == "daemon":
             self._host.kill_daemon()
         else:
             self._host.kill()
             self._recover()
         self.kills[victim] += 1
+
+    def _kill_child(self) -> bool:
+        """Kill one as soon as there is one; whether there was."""
+        daemon = self._host.now()["pid"]
+        deadline_s = time.monotonic() + CHILD_S_MAX
+        while time.monotonic() < deadline_s:
+            for pid in child_pids(daemon):
+                with contextlib.suppress(OSError):
+                    if b"s3ws_fs.snapshot" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGKILL)
+                        return True
+            time.sleep(0.01)
+        return False
 
     def _recover(self) -> None:
         host = self._host
@@ -190,6 +214,8 @@ class Soak:
         host.sync()
         before = trees.manifest(host.mountpoint)
         found = mirror_differences(self._bucket, host.prefix, before, host.unmirrored())
+        backups = host.json("backups", host.mountpoint)["backups"]
+        found += [f"not whole: {one}" for one in backups if not one["good"]]
         host.umount()
         audit: dict[str, Any] = host.json("check", "--bucket", ok=None)
         if not audit["ok"]:
