@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
@@ -29,7 +29,14 @@ SILENCE_S: Final = 900.0
 LINE_BYTES_MAX: Final = 1 << 20
 
 OnEvent = Callable[[dict[str, Any]], None]
-RunJob = Callable[[dict[str, Any], OnEvent], Any]
+RunJob = Callable[[dict[str, Any], OnEvent], Awaitable[dict[str, Any]]]
+
+
+def ignore(_: dict[str, Any]) -> None:
+    """An OnEvent for whom nobody listens."""
+    return
+
+
 """Does a job: an async function like `run`."""
 
 

@@ -23,7 +23,7 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ from s3ws_fs.core.errors import (
     UserError,
 )
 from s3ws_fs.snapshot import child
+from s3ws_fs.snapshot.child import OnEvent, RunJob, ignore
 from s3ws_fs.transfer.client import WorkerClient
 
 log = logging.getLogger(__name__)
@@ -69,13 +70,6 @@ NOTE: Final = "backup"
 """Name of the cache's note of the last backup."""
 
 ARCHIVE_TYPE: Final = "application/gzip"
-
-OnEvent = Callable[[dict[str, Any]], None]
-RunJob = Callable[[dict[str, Any], OnEvent], Awaitable[dict[str, Any]]]
-
-
-def _ignore(_: dict[str, Any]) -> None:
-    return
 
 
 class Backups:
@@ -170,7 +164,7 @@ class Backups:
             # All is sealed, so the store takes what it is given.
         if self._last is None and await self._is_backed_up():
             return
-        await self.backup(_ignore)
+        await self.backup(ignore)
 
     async def _is_backed_up(self) -> bool:
         """Asked once by a cache that knows of no backup: of another host there may be one."""
@@ -368,7 +362,7 @@ class Backups:
     async def emergency(self, why: str) -> Path:
         """Keep a backup here, in place of an earlier one. Raises S3wsError, OSError."""
         async with self._one() as directory:
-            name, done = await self._make(directory, _ignore, offline=True)
+            name, done = await self._make(directory, ignore, offline=True)
             done |= {"name": name, "why": why}
             (directory / EMERGENCY_NOTE).write_text(json.dumps(done))
             place = directory.with_name(EMERGENCY + name)

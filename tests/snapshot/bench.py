@@ -16,7 +16,7 @@ import trio
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import backups
 from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
-from s3ws_fs.snapshot import backup, reading, service
+from s3ws_fs.snapshot import backup, child, reading, service
 from s3ws_fs.snapshot.service import Backups
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.requests.keeping import Keeping
@@ -91,7 +91,7 @@ class Bench:
             wall_s=lambda: EPOCH_S + trio.current_time(),
         )
 
-    async def run_job(self, job: dict[str, Any], on_event: service.OnEvent) -> dict[str, Any]:
+    async def run_job(self, job: dict[str, Any], on_event: child.OnEvent) -> dict[str, Any]:
         await trio.lowlevel.checkpoint()
         self.jobs += 1
         if self.job_error is not None:

@@ -18,6 +18,7 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core.errors import FsError, TransientError
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.snapshot import child
 from s3ws_fs.snapshot.git import job, service
 from s3ws_fs.snapshot.git.getting import download
 from s3ws_fs.snapshot.git.restoring import Options, restore
@@ -53,7 +54,7 @@ class GitBench:
             wall_s=trio.current_time,
         )
 
-    async def run_job(self, asked: dict[str, Any], on_event: service.OnEvent) -> dict[str, Any]:
+    async def run_job(self, asked: dict[str, Any], on_event: child.OnEvent) -> dict[str, Any]:
         self.jobs += 1
         await trio.sleep(self.pause_s)
         if self.job_error is not None:

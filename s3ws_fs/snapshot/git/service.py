@@ -22,7 +22,7 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,7 @@ from s3ws_fs.core import failpoints
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import FsError, S3wsError
 from s3ws_fs.snapshot import child
+from s3ws_fs.snapshot.child import OnEvent, RunJob, ignore
 from s3ws_fs.snapshot.git.memory import note_uploaded
 from s3ws_fs.transfer.client import WorkerClient
 
@@ -60,13 +61,6 @@ BUNDLE_TYPE: Final = "application/x-git-bundle"
 
 _SIGNS: Final = frozenset({b".git", b"HEAD"})
 
-OnEvent = Callable[[dict[str, Any]], None]
-RunJob = Callable[[dict[str, Any], OnEvent], Awaitable[dict[str, Any]]]
-
-
-def _ignore(_: dict[str, Any]) -> None:
-    return
-
 
 class GitState:
     """Of one mount. `health` is the replica's part of status of that name."""
@@ -92,7 +86,7 @@ class GitState:
         self._looked = trio.Event()
         self._running: str | None = None
         self._error: str | None = None
-        self._on_event: OnEvent = _ignore
+        self._on_event: OnEvent = ignore
         noted = cache.get_json(NOTE)
         self._last: dict[str, Any] = noted if isinstance(noted, dict) else {}
 
@@ -138,7 +132,7 @@ class GitState:
                     self._wanted.set()
                 await looked.wait()
         finally:
-            self._on_event = _ignore
+            self._on_event = ignore
         return self.status()
 
     async def final(self, on_event: OnEvent) -> dict[str, Any]:
