@@ -199,7 +199,7 @@ def _audit(
     *,
     quick: bool,
 ) -> Part:
-    with _errors(config), _local_side(directory, checked) as local:
+    with reachable(config), _local_side(directory, checked) as local:
         store = open_store(config.store, config.workspace.prefix, read_only=True)
         try:
             with ThreadPoolExecutor(config.store.max_parallel, "audit") as pool:
@@ -227,7 +227,8 @@ def _local_side(directory: Path | None, checked: Checked | None) -> Iterator[Loc
 
 
 @contextmanager
-def _errors(config: MountConfig) -> Iterator[None]:
+def reachable(config: MountConfig, what: str = "read") -> Iterator[None]:
+    """Errors of the store, as a person reads them (exit 6): it can't be `what`."""
     try:
         if config.store.path is not None and not Path(config.store.path).is_dir():
             # Opening it would make it.
@@ -235,7 +236,7 @@ def _errors(config: MountConfig) -> Iterator[None]:
         yield
     except StoreError as exc:
         raise UserError(
-            f"The store {config.store.location} can't be read: {exc}",
+            f"The store {config.store.location} can't be {what}: {exc}",
             remedy="Check endpoint, credentials and bucket; nothing was changed.",
             exit_code=ExitCode.STORE,
         ) from exc

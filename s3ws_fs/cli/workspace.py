@@ -19,14 +19,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from s3ws_fs import launch
 from s3ws_fs.cli import report
-from s3ws_fs.cli.check import NOWHERE
+from s3ws_fs.cli.check import NOWHERE, reachable
 from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
 from s3ws_fs.control import client, registry
 from s3ws_fs.control.registry import MountInfo
@@ -35,8 +34,6 @@ from s3ws_fs.core.config import AT_REF_CHARS_MAX, MountConfig
 from s3ws_fs.core.errors import (
     ExitCode,
     FormatError,
-    NotFoundError,
-    StoreError,
     UserError,
 )
 from s3ws_fs.settings import Settings
@@ -212,16 +209,8 @@ def config_of(overrides: dict[str, Any]) -> MountConfig:
 def store_errors(config: MountConfig) -> Iterator[None]:
     """Errors of the store and of what stands in it, as a person reads them (exit 6)."""
     try:
-        if config.store.path is not None and not Path(config.store.path).is_dir():
-            # Opening it would make it.
-            raise NotFoundError("open", config.store.path, "there is no such directory")
-        yield
-    except StoreError as exc:
-        raise UserError(
-            f"The store {config.store.location} can't be used: {exc}",
-            remedy="Check endpoint, credentials and bucket; nothing was changed.",
-            exit_code=ExitCode.STORE,
-        ) from exc
+        with reachable(config, "used"):
+            yield
     except FormatError as exc:
         raise UserError(
             f"The workspace in {config.store.location} is damaged: {exc}",
