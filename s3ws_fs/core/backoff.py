@@ -7,6 +7,8 @@ Rules
     calm        a flush interval below the rate brings the quiet time back to `min_s`
     bound       however busy it is, the oldest dirt is flushed at the latest `max_s` after it arose
     failure     RETRY_MIN_S doubling up to RETRY_MAX_S; half of each is fixed, half random
+    mirror      a pass is let go on for PATIENCE_MIN_S doubling up to PATIENCE_MAX_S after each one
+                that a due flush cut off, half as long after each that came to its end
     following   a look every `interval_s`, each time longer by half while there is nothing new, up
                 to FOLLOW_IDLE_S_MAX
 
@@ -33,6 +35,10 @@ RETRY_MIN_S: Final = 0.5
 RETRY_MAX_S: Final = 10.0
 """So long at most until a store that came back is noticed: well below the bound on the age of dirt,
 and an attempt at a store that is away is cheap (one request, refused)."""
+
+PATIENCE_MIN_S: Final = 0.25
+PATIENCE_MAX_S: Final = 10.0
+"""So long at most the mirror holds up a seal, and only where it would never be done otherwise."""
 
 
 @dataclass(slots=True)
@@ -108,6 +114,25 @@ class Retry:
     def worked(self) -> None:
         """It worked: the next failure starts small again."""
         self.failures = 0
+
+
+@dataclass(slots=True)
+class Patience:
+    """How long a mirror pass goes on though a flush is due.
+
+    None at first: a seal comes before the mirror. But a writer that never rests makes a flush due
+    again while the one before is under way, and no pass would ever come to its end.
+    """
+
+    wait_s: float = 0.0
+
+    def cut_off(self) -> None:
+        """A due flush ended a pass early."""
+        self.wait_s = min(PATIENCE_MAX_S, max(PATIENCE_MIN_S, self.wait_s * 2))
+
+    def completed(self) -> None:
+        """A pass came to its end."""
+        self.wait_s = self.wait_s / 2 if self.wait_s > PATIENCE_MIN_S else 0.0
 
 
 @dataclass(slots=True)

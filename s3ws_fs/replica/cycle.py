@@ -1,8 +1,9 @@
 """One cycle: verify, learn what others did to the mirror, flush, then the mirror behind it.
 
 Invariants
-1. The mirror never holds up a seal: when a flush is due, or somebody waits for a snapshot, the pass
-   is ended early and goes on later.
+1. The mirror does not hold up a seal: when a flush is due, or somebody waits for a snapshot, the
+   pass is ended early and goes on later. Where no pass would ever come to its end by that, it has
+   the time of Patience before the flush.
 2. While the writer before may still change the mirror (the quiet time), only seals are made.
 3. What somebody else did is looked at only by who is sure to be the writer still: a stale one must
    not take the new one's doings for somebody else's.
@@ -21,6 +22,7 @@ from typing import Final
 import trio
 
 from s3ws_fs.cache.cache import Cache
+from s3ws_fs.core.backoff import Patience
 from s3ws_fs.core.errors import S3wsError, TransientError
 from s3ws_fs.core.layout import FILES_PREFIX
 from s3ws_fs.replica.base import Progress
@@ -62,6 +64,7 @@ class Cycle:
         """Whether an object that says it is ours is left alone, for its bytes were others."""
         self._looks = 0
         self._again_s: float | None = None
+        self._patience = Patience()
 
     def is_mirror_behind(self) -> bool:
         """Whether a cycle would find something to do though nothing changed."""
@@ -180,7 +183,7 @@ class Cycle:
 
         result: Pass | S3wsError
         async with trio.open_nursery() as nursery:
-            for wait in (self._schedule.wait_changes_due, self._schedule.wait_hurry):
+            for wait in (self._wait_flush_due, self._schedule.wait_hurry):
                 nursery.start_soon(self._stop_after, wait)
             try:
                 result = await self._flusher.mirror(flush_id, written)
@@ -190,7 +193,14 @@ class Cycle:
             nursery.cancel_scope.cancel()
         if not isinstance(result, Pass):
             return result
+        if not result.stopped:
+            self._patience.completed()
         return await self._settle() or result.error
+
+    async def _wait_flush_due(self) -> None:
+        await trio.sleep(self._patience.wait_s)
+        await self._schedule.wait_changes_due()
+        self._patience.cut_off()
 
     async def seal(self, *, collect: bool) -> Sealed:
         """Seal what is there, and leave the mirror to a later cycle; returns the newest segment.

@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 
 from s3ws_fs.core.backoff import (
     FOLLOW_IDLE_S_MAX,
+    PATIENCE_MAX_S,
+    PATIENCE_MIN_S,
     RETRY_MAX_S,
     RETRY_MIN_S,
     Debounce,
     Pace,
+    Patience,
     Retry,
 )
 
@@ -123,3 +126,16 @@ def test_after_a_long_outage_the_store_is_tried_soon() -> None:
     assert max(pauses) <= RETRY_MAX_S <= 10.0
     retry.worked()
     assert retry.failed(0.999) <= 0.5
+
+
+def test_patience_grows_to_its_limit_and_goes_away_again() -> None:
+    patience = Patience()
+    waits = []
+    for _ in range(20):
+        waits.append(patience.wait_s)
+        patience.cut_off()
+    assert waits[:4] == [0.0, PATIENCE_MIN_S, 2 * PATIENCE_MIN_S, 4 * PATIENCE_MIN_S]
+    assert patience.wait_s == PATIENCE_MAX_S
+    for _ in range(20):
+        patience.completed()
+    assert patience.wait_s == 0.0

@@ -40,6 +40,33 @@ async def test_an_interrupted_pass_goes_on_later(mounter: Mounter, bucket: Scope
     assert len(mirror(bucket)) == 400
 
 
+async def test_a_writer_that_never_rests_does_not_starve_the_mirror(
+    mounter: Mounter, bucket: ScopedStore
+) -> None:
+    """A flush is always due; the mirror comes to its end nevertheless, and so does a sync."""
+    rounds = 0
+    async with mounter("a", run=True, debounce_min_s=0.0, debounce_max_s=0.0) as m:
+
+        async def write(stop: trio.CancelScope) -> None:
+            nonlocal rounds
+            with stop:
+                while True:
+                    rounds += 1
+                    m.write(f"f{rounds % 100}", b"%d" % rounds)
+                    await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            stop = trio.CancelScope()
+            nursery.start_soon(write, stop)
+            with trio.fail_after(60):
+                for _ in range(3):
+                    before = rounds
+                    done = await m.sync()
+                    assert done["mirrored"] >= done["generation"]
+                    assert int(mirror(bucket)["f7"]) >= before - 200
+            stop.cancel()
+
+
 async def test_overwrites_are_coalesced(mounter: Mounter, bucket: ScopedStore) -> None:
     async with mounter("a") as m:
         for number in range(20):
