@@ -9,8 +9,9 @@ A backup is *good* when its index says how long the archive is, and the archive 
 
 Invariants
 1. `plan_prune` never drops the newest whole backup, and only ever names keys of backups.
-2. What is not whole is dropped only when a whole one is newer, and it is older than INCOMPLETE_S:
-   it may be under way still, or its index may be.
+2. What is not whole is dropped only when a whole one is newer, and it is older than INCOMPLETE_S;
+   a half alone (an upload that was cut off) at once: backups are made one after the other, by the
+   one writer that there is, so what is older than a whole one is not under way.
 3. Times are arguments; a backup's own is in its name, in whole seconds of UTC.
 
 Called by snapshot and cli.
@@ -259,7 +260,9 @@ def plan_prune(backups: Iterable[Backup], keep: Keep, now_s: float) -> list[Back
     def goes(backup: Backup) -> bool:
         if backup.whole:
             return backup.time_s not in staying
-        return backup.time_s < newest and backup.time_s < now_s - INCOMPLETE_S
+        is_half = backup.archive_bytes is None or backup.index_bytes is None
+        is_old = is_half or backup.time_s < now_s - INCOMPLETE_S
+        return backup.time_s < newest and is_old
 
     return sorted((b for b in found if goes(b)), key=lambda backup: backup.name)
 

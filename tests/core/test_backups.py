@@ -88,10 +88,23 @@ def test_pruning_never_drops_the_newest_good_one(
     assert newest not in dropped
     for backup in dropped:
         assert backup.time_s < newest.time_s
-        assert backup.whole or now_s - backup.time_s > backups.INCOMPLETE_S
+        is_half = None in (backup.archive_bytes, backup.index_bytes)
+        assert backup.whole or is_half or now_s - backup.time_s > backups.INCOMPLETE_S
         assert all(backups.parse_key(key) is not None for key in backup.keys)
     left = [backup for backup in found.values() if backup not in dropped]
     assert plan_prune(left, keep, now_s) == []
+    for backup in left:
+        is_half = None in (backup.archive_bytes, backup.index_bytes)
+        assert not is_half or backup.time_s >= newest.time_s
+
+
+def test_an_upload_that_was_cut_off_goes_with_the_next_backup() -> None:
+    half, other = made(1_700_000_000, index=False), made(1_700_000_001, archive=False)
+    assert plan_prune([half, other], Keep(), 1_700_000_100) == []
+    newer = made(1_700_000_050)
+    assert plan_prune([newer, half, other], Keep(), 1_700_000_100) == [half, other]
+    under_way = made(1_700_000_090, index=False)
+    assert under_way not in plan_prune([newer, half, under_way], Keep(), 1_700_000_100)
 
 
 def test_weeks_are_those_of_iso() -> None:
