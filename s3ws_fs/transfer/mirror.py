@@ -38,6 +38,8 @@ from s3ws_fs.transfer.wire import FencedError
 RESULTS_BATCH: Final = 200
 SUBMIT_WINDOW: Final = 64
 """Operations under way or waiting at once: bounds memory and how long a stop takes."""
+DELETE_BATCH: Final = 200
+"""Objects deleted at once: for so many a stop waits at most."""
 TRANSIENT_STOP: Final = 8
 """So many transient failures end a pass: the store is down, trying the rest is pointless."""
 
@@ -105,15 +107,15 @@ class MirrorPass:
     def run(self) -> Outcome:
         """Early deletes, ops, late deletes. Failures are in the outcome, not raised."""
         plan = self._todo.plan
-        self._delete(plan.early)
-        if not self._stopped():
+        outcome = self.outcome
+        outcome.stopped = not self._delete(plan.early)
+        if not outcome.stopped:
             self._run_ops(plan.ops)
-        if not self._stopped():
+            outcome.stopped = self._stopped()
+        if not outcome.stopped:
             # Invariant 3.
-            late = [row for row in plan.late if row.ino not in self.outcome.failed_inos]
-            self._delete(late)
-        else:
-            self.outcome.stopped = True
+            late = [row for row in plan.late if row.ino not in outcome.failed_inos]
+            outcome.stopped = not self._delete(late)
         self._flush(0)
         self.outcome.missed = self._objects.missed
         return self.outcome
@@ -187,7 +189,16 @@ class MirrorPass:
                 self._batch.rows.append(row)
             self._flush(RESULTS_BATCH)
 
-    def _delete(self, rows: Sequence[MirrorRow]) -> None:
+    def _delete(self, rows: Sequence[MirrorRow]) -> bool:
+        """False: ended early, and some are left."""
+        for at in range(0, len(rows), DELETE_BATCH):
+            if self._stopped():
+                return False
+            self._delete_some(rows[at : at + DELETE_BATCH])
+            self._flush(0)
+        return True
+
+    def _delete_some(self, rows: Sequence[MirrorRow]) -> None:
         checked: list[MirrorRow] = []
         for row, done in _windowed(self._pool, self._objects.to_delete, rows, lambda: False):
             try:
@@ -221,9 +232,7 @@ class MirrorPass:
                 self._was_replaced(row)
             else:
                 self._fail(row.ino, row.path.decode(), failure.error)
-        for row in by_key.values():
-            self._batch.removed.append(row.path)
-            self._flush(RESULTS_BATCH)
+        self._batch.removed += (row.path for row in by_key.values())
 
     def _was_replaced(self, row: MirrorRow) -> None:
         """Somebody else's object now: it stays, is ours no more, and the next listing tells."""

@@ -17,7 +17,7 @@ from s3ws_fs.store.memory import Fault, MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.fetch import ExtentSource
 from s3ws_fs.transfer.freeze import freeze
-from s3ws_fs.transfer.mirror import Batch, MirrorPass, Outcome
+from s3ws_fs.transfer.mirror import DELETE_BATCH, Batch, MirrorPass, Outcome
 from tests.support import caches
 from tests.transfer.conftest import write
 from tests.transfer.seals import WORKSPACE, ask
@@ -26,12 +26,33 @@ Run = Callable[[], Outcome]
 
 
 @pytest.fixture
-def run(cache: Cache, store: ScopedStore, tmp_path: Path, pool: ThreadPoolExecutor) -> Run:
+def stop() -> threading.Event:
+    """Ends a pass early."""
+    return threading.Event()
+
+
+@pytest.fixture
+def hurry() -> list[Callable[[], None]]:
+    """What the next report calls."""
+    return []
+
+
+@pytest.fixture
+def run(
+    cache: Cache,
+    store: ScopedStore,
+    tmp_path: Path,
+    pool: ThreadPoolExecutor,
+    stop: threading.Event,
+    hurry: list[Callable[[], None]],
+) -> Run:
     """A flush and a mirror pass, noted in the cache as the daemon does."""
     number = 0
 
     def report(batch: Batch) -> None:
         cache.record_mirrored(batch.rows, batch.removed, ())
+        while hurry:
+            hurry.pop()()
 
     def run_pass() -> Outcome:
         nonlocal number
@@ -46,7 +67,7 @@ def run(cache: Cache, store: ScopedStore, tmp_path: Path, pool: ThreadPoolExecut
             directory=tmp_path,
             pool=pool,
             report=report,
-            stop=threading.Event(),
+            stop=stop,
         )
         outcome = mirroring.run()
         cache.record_mirrored((), (), list(mirroring.done()))
@@ -61,6 +82,36 @@ def standing(store: ScopedStore) -> dict[str, bytes]:
         entry.key.removeprefix(layout.FILES_PREFIX): store.get(entry.key).data
         for entry in store.list(layout.FILES_PREFIX)
     }
+
+
+def test_deletions_are_interrupted_too(
+    cache: Cache,
+    fs: FileSystem,
+    store: ScopedStore,
+    run: Run,
+    stop: threading.Event,
+    hurry: list[Callable[[], None]],
+) -> None:
+    """Whoever waits for a snapshot does not wait until a large tree is gone from the mirror."""
+    count = 2 * DELETE_BATCH + 1
+    inos = [write(fs, b"%d" % number, b"x") for number in range(count)]
+    assert run().error is None
+    for number, ino in enumerate(inos):
+        fs.unlink(ROOT_INO, b"%d" % number)
+        fs.forget(ino)
+    fs.reap()
+    hurry.append(stop.set)
+    outcome = run()
+    assert outcome.stopped
+    assert len(standing(store)) == count - DELETE_BATCH
+    with cache.read() as view:
+        assert view.mtodo_count() >= count - DELETE_BATCH
+    stop.clear()
+    outcome = run()
+    assert not outcome.stopped
+    assert standing(store) == {}
+    with cache.read() as view:
+        assert view.mtodo_count() == 0
 
 
 def test_what_another_file_could_not_replace_is_removed_in_the_end(

@@ -126,7 +126,7 @@ class Flush(Group):
         todo = frozen.todo
         result = {
             "written": outcome.written,
-            "stopped": session.stop_mirror.is_set(),
+            "stopped": outcome.stopped,
             "failed": len(outcome.failed_inos),
             "uncertain": outcome.is_uncertain,
             "conflicts": [
