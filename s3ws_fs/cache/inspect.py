@@ -12,14 +12,16 @@ from __future__ import annotations
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from s3ws_fs.cache import recovery, syncpoint
 from s3ws_fs.cache.reader import open_reader
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.cache.view import View
 from s3ws_fs.core import keys
+from s3ws_fs.core.changes import TYPES
 from s3ws_fs.core.errors import CacheError
+from s3ws_fs.core.plaintext import json_name
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import Attr
 
@@ -39,6 +41,33 @@ class Entry:
     dirty: bool
     mirrored: bool
     warmth: str
+
+    @property
+    def state(self) -> str:
+        """dirty, sealed or mirrored."""
+        if self.dirty:
+            return "dirty"
+        return "mirrored" if self.mirrored else "sealed"
+
+    def to_json(self, directory: bytes = b"") -> dict[str, Any]:
+        """For a program; `name` is the path below what was asked for."""
+        attr = self.attr
+        document: dict[str, Any] = {
+            **json_name(directory + b"/" + self.name if directory else self.name),
+            "type": TYPES.get(stat.S_IFMT(attr.mode), "unknown"),
+            "mode": f"{stat.S_IMODE(attr.mode):04o}",
+            "uid": attr.uid,
+            "gid": attr.gid,
+            "nlink": attr.nlink,
+            "size": attr.size,
+            "mtime_ns": attr.mtime_ns,
+            "ino": attr.ino,
+            "state": self.state,
+            "warmth": self.warmth,
+        }
+        if stat.S_ISLNK(attr.mode):
+            document["target"] = json_name(self.target)
+        return document
 
 
 class Inspector:

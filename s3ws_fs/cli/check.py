@@ -29,18 +29,17 @@ from s3ws_fs.cli import report
 from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
 from s3ws_fs.control import registry
 from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import CacheError, ExitCode, NotFoundError, StoreError, UserError
+from s3ws_fs.core.errors import CacheError, ExitCode, UserError
 from s3ws_fs.core.findings import Finding, Report, Severity
 from s3ws_fs.fuse import table
 from s3ws_fs.launch import EventSink
 from s3ws_fs.settings import Settings
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.transfer.audit import LocalSide, audit
+from s3ws_fs.workspaces.reading import NOWHERE, reachable
 
 PATHS_SHOWN: Final = 10
 """Paths printed with one finding; `--json` has more."""
-NOWHERE: Final = "/proc/self/nowhere"
-"""Mount point of a configuration that is not for mounting."""
 
 
 @dataclass(slots=True)
@@ -224,22 +223,6 @@ def _local_side(directory: Path | None, checked: Checked | None) -> Iterator[Loc
         return
     with open_reader(directory) as reader:
         yield LocalSide(reader, checked.tables, checked.values or {})
-
-
-@contextmanager
-def reachable(config: MountConfig, what: str = "read") -> Iterator[None]:
-    """Errors of the store, as a person reads them (exit 6): it can't be `what`."""
-    try:
-        if config.store.path is not None and not Path(config.store.path).is_dir():
-            # Opening it would make it.
-            raise NotFoundError("open", config.store.path, "there is no such directory")
-        yield
-    except StoreError as exc:
-        raise UserError(
-            f"The store {config.store.location} can't be {what}: {exc}",
-            remedy="Check endpoint, credentials and bucket; nothing was changed.",
-            exit_code=ExitCode.STORE,
-        ) from exc
 
 
 # --- repair

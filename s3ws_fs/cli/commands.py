@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -29,6 +29,7 @@ from s3ws_fs.cli.render_git import git_troubles
 from s3ws_fs.control import client, registry
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.workspaces.mounts import require_alive, status_document
 
 _LIBRARIES: Final = ("pyfuse3", "lmdb", "trio", "boto3")
 
@@ -42,34 +43,6 @@ def _info(mountpoint: str) -> MountInfo:
             exit_code=ExitCode.NOT_MOUNTED,
         )
     return info
-
-
-def _document(info: MountInfo) -> dict[str, Any]:
-    """The status document of one mount; of a dead or silent daemon what is known without it."""
-    base: dict[str, Any] = {
-        "mountpoint": info.mountpoint,
-        "pid": info.pid,
-        "workspace": {
-            "user_id": info.user_id,
-            "conversation_id": info.conversation_id,
-            "prefix": info.prefix,
-        },
-        "store": {"type": info.store_type, "location": info.store_location},
-        "cache": {"path": info.cache_path},
-        "log": info.log_path,
-    }
-    if not info.is_alive():
-        return base | {"state": "dead", "unsaved": launch.unsaved_of(info)}
-    try:
-        path = registry.socket_path(runtime_dir(), info.mountpoint)
-        document = client.request(path, "status")
-    except client.DaemonGoneError:
-        if not info.is_alive():
-            return base | {"state": "dead", "unsaved": launch.unsaved_of(info)}
-        return base | {"state": "starting"}
-    except UserError as exc:
-        return base | {"state": "silent", "error": report.error_json(exc)}
-    return {"log": info.log_path} | document
 
 
 @click.command()
@@ -86,14 +59,14 @@ def status(mountpoint: str | None, as_json: bool) -> int:
     With MOUNTPOINT the exit code is 4 when its daemon is dead.
     """
     if mountpoint is not None:
-        document = _document(_info(launch.canonical_mountpoint(mountpoint)))
+        document = status_document(_info(launch.canonical_mountpoint(mountpoint)))
         if as_json:
             report.echo_json(document)
         else:
             report.echo("\n".join(render.status_lines(document)))
         return ExitCode.NOT_MOUNTED if document["state"] == "dead" else ExitCode.OK
     infos, damaged = registry.list_mounts(runtime_dir())
-    documents = [_document(info) for info in infos]
+    documents = [status_document(info) for info in infos]
     if as_json:
         report.echo_json(documents)
     elif documents:
@@ -125,12 +98,7 @@ def sync(mountpoint: str, timeout_s: float | None, outside: bool, as_json: bool)
     Of a read-only mount: show now what is sealed by now.
     """
     info = _info(launch.canonical_mountpoint(mountpoint))
-    if not info.is_alive():
-        raise UserError(
-            f"The daemon of {info.mountpoint!a} is dead (it was {info.pid}).",
-            remedy="Mount again with the same settings: it goes on saving by itself.",
-            exit_code=ExitCode.NOT_MOUNTED,
-        )
+    require_alive(info)
     started = time.monotonic()
     with report.progress("sync", as_json=as_json) as on_event:
         try:
@@ -177,7 +145,7 @@ def ls(path: str, long: bool, recursive: bool, as_json: bool) -> None:
         with inspect.open_readonly(Path(info.cache_path)) as inspector:
             rows = _walk(inspector, inside, recursive)
             if as_json:
-                report.echo_json([render.entry_json(where, entry) for where, entry in rows])
+                report.echo_json([entry.to_json(where) for where, entry in rows])
                 return
             for where, entry in rows:
                 report.echo(render.entry_line(where, entry, long=long))

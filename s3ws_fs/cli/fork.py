@@ -25,7 +25,6 @@ import click
 
 from s3ws_fs.cli import report
 from s3ws_fs.cli.mounting import setting_flags
-from s3ws_fs.cli.workspace import Workspace, config_of, mount_of, sealed_first, store_errors
 from s3ws_fs.core import history
 from s3ws_fs.core.config import WorkspaceId
 from s3ws_fs.core.errors import ExitCode, UserError
@@ -39,6 +38,13 @@ from s3ws_fs.transfer.deadline import Deadline
 from s3ws_fs.transfer.forking import Forked, Forker, Who
 from s3ws_fs.transfer.gate import Gate
 from s3ws_fs.transfer.wire import FencedError
+from s3ws_fs.workspaces.reading import (
+    Workspace,
+    config_of,
+    mount_of,
+    sealed_first,
+    store_errors,
+)
 
 
 @click.command(short_help="Make a new workspace that begins with another one's state.")

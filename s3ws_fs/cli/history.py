@@ -10,7 +10,6 @@ Called by cli only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,11 +17,11 @@ import click
 
 from s3ws_fs.cli import report
 from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
-from s3ws_fs.cli.workspace import Workspace, chosen, mount_here
+from s3ws_fs.cli.workspace import chosen, mount_here
 from s3ws_fs.control import client, registry
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.history import KINDS, NAMED
-from s3ws_fs.transfer import journaling, snaps
+from s3ws_fs.workspaces.mounts import require_alive
 
 TIMEOUT_S: Final = 60.0
 """Default of `--timeout`: a snapshot is wanted now, or not at all."""
@@ -55,12 +54,7 @@ def ask_daemon(
             remedy="`s3ws status` lists the mounts.",
             exit_code=ExitCode.NOT_MOUNTED,
         )
-    if not info.is_alive():
-        raise UserError(
-            f"The daemon of {info.mountpoint!a} is dead (it was {info.pid}).",
-            remedy="Mount again with the same settings: it goes on saving by itself.",
-            exit_code=ExitCode.NOT_MOUNTED,
-        )
+    require_alive(info)
     socket_path = registry.socket_path(runtime_dir(), info.mountpoint)
     try:
         return client.request(socket_path, cmd, args, timeout_s=timeout_s)
@@ -149,7 +143,7 @@ def snapshots(mountpoint: str | None, kind: str | None, as_json: bool, **overrid
     if workspace.info is not None and workspace.info.is_alive():
         result = ask_daemon(workspace.info.mountpoint, "snapshots", {}, TIMEOUT_S)
     else:
-        result = _read(workspace)
+        result = workspace.snapshots()
     found = [each for each in result["snapshots"] if kind in (None, each["kind"])]
     if as_json:
         report.echo_json({"snapshots": found, "damaged": result["damaged"]})
@@ -159,23 +153,6 @@ def snapshots(mountpoint: str | None, kind: str | None, as_json: bool, **overrid
     for each in result["damaged"]:
         report.note(f"s3ws: {each['key']} is damaged: {each['why']}")
     return ExitCode.DAMAGED if result["damaged"] else ExitCode.OK
-
-
-def _read(workspace: Workspace) -> dict[str, Any]:
-    with workspace.store() as store:
-        uuid = journaling.read_workspace(store)
-        if uuid is None:
-            raise UserError(
-                f"There is no workspace {workspace.name}.",
-                remedy="Check the ids and the bucket.",
-                exit_code=ExitCode.NO_SUCH_POINT,
-            )
-        with ThreadPoolExecutor(workspace.config.store.max_parallel, "snapshots") as pool:
-            found, damaged = snaps.read_all(store, uuid, {}, pool)
-    return {
-        "snapshots": snaps.list_json(found),
-        "damaged": [{"key": key, "why": why} for key, why in damaged],
-    }
 
 
 def lines(found: list[dict[str, Any]]) -> Iterator[str]:

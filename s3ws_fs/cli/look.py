@@ -26,16 +26,18 @@ from typing import Any, Final
 import click
 
 from s3ws_fs.cli import changes, report
-from s3ws_fs.cli.patch import Patch
-from s3ws_fs.cli.workspace import Workspace, chosen, inside, sealed_first, workspace_flags
+from s3ws_fs.cli.workspace import chosen, inside, workspace_flags
 from s3ws_fs.core import history
+from s3ws_fs.core.changes import Kept, counts, kind_of, to_json, told_json
 from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.core.patch import Patch
 from s3ws_fs.core.treediff import Change, by_files, select
 from s3ws_fs.core.treeview import NoPathError, TreeView
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import looking, points
 from s3ws_fs.transfer.looking import Difference
 from s3ws_fs.transfer.points import Point, Points
+from s3ws_fs.workspaces.reading import Workspace, sealed_first
 
 LINES_MAX: Final = 10_000
 """Changes that `diff` prints; `--json` has all."""
@@ -118,8 +120,8 @@ def diff(
             sides = {
                 "from": _point_json(wanted[0], old),
                 "to": _point_json(wanted[1], new),
-                "counts": changes.counts(shown),
-                "changes": [changes.to_json(change) for change in shown],
+                "counts": counts(shown),
+                "changes": [to_json(change) for change in shown],
             }
             report.echo_json(sides)
         elif as_patch:
@@ -161,7 +163,7 @@ def _print(shown: list[Change]) -> None:
         report.echo(changes.line(change))
     if len(shown) > LINES_MAX:
         report.echo(f"and {len(shown) - LINES_MAX} more (--json has all)")
-    report.echo(changes.summary(changes.counts(shown)))
+    report.echo(changes.summary(counts(shown)))
 
 
 def _write_patches(
@@ -221,14 +223,14 @@ def log(
             after[0].number + 1 if after else 1,
             last.number + 1 - (looking.LOG_SEGMENTS_MAX if below else limit),
         )
-        kept = changes.Kept(limit, LOG_JSON_MAX if as_json else LOG_SHOWN)
+        kept = Kept(limit, LOG_JSON_MAX if as_json else LOG_SHOWN)
         for step in looking.steps(store, survey, first, last.number, pool):
             shown = [c for c in select(step.changes, below) if with_noise or not c.is_noise]
             if shown or not below:
                 kept.add(step.header, step.modified_ns, shown)
     for told in reversed(kept.told):
         if as_json:
-            click.echo(json.dumps(changes.told_json(told)))
+            click.echo(json.dumps(told_json(told)))
             continue
         for line in changes.told_lines(told):
             report.echo(line)
@@ -267,7 +269,7 @@ def cat(ref: str, path: str | None, mountpoint: str | None, **overrides: Any) ->
                 exit_code=ExitCode.USAGE,
             ) from exc
         if not stat.S_ISREG(rec.mode):
-            raise _usage(f"{path!a} is a {changes.kind_of(rec)}.", "Only files have bytes.")
+            raise _usage(f"{path!a} is a {kind_of(rec)}.", "Only files have bytes.")
         real = view.path(*view.links(rec)[0])
         _write(looking.read_file(store, view, rec, real, pool))
 

@@ -21,13 +21,14 @@ import click
 from s3ws_fs import launch
 from s3ws_fs.cli import report
 from s3ws_fs.cli.render_git import git_troubles
-from s3ws_fs.control import registry
+from s3ws_fs.control import wire
 from s3ws_fs.control.paths import make_private
-from s3ws_fs.control.registry import MountInfo, default_runtime_dir
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.outside import POLICIES
 from s3ws_fs.settings import OPTIONS, Option, Settings
 from s3ws_fs.settings.sources import default_storage_path
+from s3ws_fs.workspaces.mounts import registered as registered
+from s3ws_fs.workspaces.mounts import runtime_dir as runtime_dir
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -63,24 +64,6 @@ def _setting_flag(name: str, option: Option) -> Callable[[_F], _F]:
         return click.option(flag, name, type=choice, help=text)
     metavar = "VALUE" if name.endswith(("_map", "mode")) else None
     return click.option(flag, name, metavar=metavar, help=text)
-
-
-def runtime_dir() -> str:
-    """Where this user's mounts are registered."""
-    return os.path.realpath(default_runtime_dir(os.environ, os.geteuid()))
-
-
-def registered(mountpoint: str) -> MountInfo:
-    """The entry of a mount, living or dead. Raises UserError (exit code 4)."""
-    path = launch.canonical_mountpoint(mountpoint)
-    info = registry.read(runtime_dir(), path)
-    if info is None:
-        raise UserError(
-            f"{path!a} is not mounted.",
-            remedy="`s3ws status` lists the mounts of this host; a cache can be named by --cache.",
-            exit_code=ExitCode.NOT_MOUNTED,
-        )
-    return info
 
 
 def _make_default_store(settings: Settings, default: str) -> None:
@@ -194,7 +177,7 @@ def umount(mountpoints: tuple[str, ...], timeout_s: float | None, as_json: bool)
                 )
         except UserError as exc:
             failed = failed or int(exc.exit_code)
-            results.append({"mountpoint": path, "saved": False, "error": report.error_json(exc)})
+            results.append({"mountpoint": path, "saved": False, "error": wire.error_object(exc)})
             report.report_user_error(exc)
         else:
             results.append({"mountpoint": path, **result})

@@ -15,20 +15,11 @@ from typing import Any, Final
 
 from s3ws_fs.cache.inspect import Entry
 from s3ws_fs.cli.render_git import git_lines
-from s3ws_fs.cli.report import human_bytes, human_seconds, is_finite, json_name, safe, safe_name
+from s3ws_fs.cli.report import human_bytes, human_seconds, is_finite, safe, safe_name
 from s3ws_fs.launch.end import counted
 
 _LABEL_COLUMNS: Final = 10
 _LISTED_MAX: Final = 20
-_TYPES: Final = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-}
 
 
 def status_lines(document: dict[str, Any]) -> list[str]:
@@ -261,13 +252,6 @@ def _number(part: dict[str, Any], name: str) -> int:
     return int(value) if is_finite(value) else 0
 
 
-def saved_state(entry: Entry) -> str:
-    """dirty, sealed or mirrored."""
-    if entry.dirty:
-        return "dirty"
-    return "mirrored" if entry.mirrored else "sealed"
-
-
 def entry_line(directory: bytes, entry: Entry, *, long: bool) -> str:
     """One entry for a person; times are local."""
     name = safe_name(directory + b"/" + entry.name if directory else entry.name)
@@ -278,26 +262,5 @@ def entry_line(directory: bytes, entry: Entry, *, long: bool) -> str:
     arrow = f" -> {safe_name(entry.target)}" if stat.S_ISLNK(attr.mode) else ""
     return (
         f"{stat.filemode(attr.mode)} {attr.nlink:>3} {attr.uid:>6} {attr.gid:>6} {attr.size:>12} "
-        f"{when} {saved_state(entry):<8} {entry.warmth:<7} {name}{arrow}"
+        f"{when} {entry.state:<8} {entry.warmth:<7} {name}{arrow}"
     )
-
-
-def entry_json(directory: bytes, entry: Entry) -> dict[str, Any]:
-    """One entry for a program; `name` is the path below what was asked for."""
-    attr = entry.attr
-    document: dict[str, Any] = {
-        **json_name(directory + b"/" + entry.name if directory else entry.name),
-        "type": _TYPES.get(stat.S_IFMT(attr.mode), "unknown"),
-        "mode": f"{stat.S_IMODE(attr.mode):04o}",
-        "uid": attr.uid,
-        "gid": attr.gid,
-        "nlink": attr.nlink,
-        "size": attr.size,
-        "mtime_ns": attr.mtime_ns,
-        "ino": attr.ino,
-        "state": saved_state(entry),
-        "warmth": entry.warmth,
-    }
-    if stat.S_ISLNK(attr.mode):
-        document["target"] = json_name(entry.target)
-    return document

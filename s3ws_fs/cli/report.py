@@ -1,7 +1,7 @@
 """What the command says: safe text, errors, and progress on a terminal or as plain lines.
 
 Invariants
-1. `safe` leaves nothing that a terminal interprets, and shows bytes that are not UTF-8 as \\xNN.
+1. What comes from outside goes through `safe` (core/plaintext.py).
 2. rich is imported only when progress is shown on a terminal.
 3. With `--json` progress is one JSON object a line on standard error.
 
@@ -10,7 +10,6 @@ Called by cli only.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import sys
@@ -24,6 +23,9 @@ import click
 
 from s3ws_fs.control.wire import ReplyError
 from s3ws_fs.core.errors import UserError
+from s3ws_fs.core.plaintext import json_name as json_name
+from s3ws_fs.core.plaintext import safe as safe
+from s3ws_fs.core.plaintext import safe_name as safe_name
 from s3ws_fs.launch import EventSink
 
 if TYPE_CHECKING:
@@ -32,36 +34,6 @@ if TYPE_CHECKING:
 NUMBER_MAX: Final = 1 << 70
 UNSAVED_SHOWN_MAX: Final = 50
 """Unsaved paths printed; `--json` gives all that the daemon named."""
-
-
-def safe(text: str) -> str:
-    """Text for a terminal: unprintable characters as escapes, undecodable bytes as \\xNN."""
-    return "".join(_safe_char(char) for char in text)
-
-
-def _safe_char(char: str) -> str:
-    if char.isprintable():
-        return char
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode("ascii")
-
-
-def safe_name(name: bytes) -> str:
-    """A file name for a terminal; a backslash in it is doubled, so that escapes are unambiguous."""
-    return safe(os.fsdecode(name).replace("\\", "\\\\"))
-
-
-def json_name(name: bytes) -> dict[str, str]:
-    """A file name for JSON: {"name"}, and {"name_b64"} with the true bytes if it is not UTF-8."""
-    try:
-        return {"name": name.decode("utf-8")}
-    except UnicodeDecodeError:
-        return {
-            "name": name.decode("utf-8", "replace"),
-            "name_b64": base64.b64encode(name).decode("ascii"),
-        }
 
 
 def echo(text: str = "") -> None:
@@ -118,17 +90,6 @@ def report_unexpected(exc: Exception) -> None:
         where = f" Details could not be written: {second.strerror}."
     click.echo(f"s3ws: internal error: {type(exc).__name__}.{safe(where)}", err=True)
     click.echo("  Please report it with that file. S3WS_DEBUG=1 shows the details here.", err=True)
-
-
-def error_json(exc: UserError) -> dict[str, Any]:
-    """An error as the JSON output shows it."""
-    details = exc.details if isinstance(exc, ReplyError) else {}
-    return {
-        **details,
-        "message": exc.message,
-        "remedy": exc.remedy,
-        "exit_code": int(exc.exit_code),
-    }
 
 
 @contextmanager

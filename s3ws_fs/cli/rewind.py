@@ -23,6 +23,7 @@ from s3ws_fs.cli.mounting import registered, runtime_dir
 from s3ws_fs.control import client, registry, wire
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.core.rewind import answer_json, path_bytes
 
 SHOWN_MAX: Final = 20
 """Paths of each kind that a person is shown; --json has more."""
@@ -166,24 +167,10 @@ class _Asking:
 
     def _say(self, found: dict[str, Any]) -> None:
         if self._as_json:
-            report.echo_json(document(found))
+            report.echo_json(answer_json(found))
             return
         for line in lines(found, self._info.mountpoint):
             report.echo(line)
-
-
-def document(found: dict[str, Any]) -> dict[str, Any]:
-    """The answer for a program: paths by their names."""
-    made = dict(found)
-    for kind, _ in _KINDS:
-        names = [report.json_name(_bytes(path)) for path in found[kind]["paths"]]
-        made[kind] = {"count": found[kind]["count"], "paths": names}
-    return made
-
-
-def _bytes(path: str) -> bytes:
-    """A path as the daemon sends it: a character is a byte."""
-    return path.encode("latin-1")
 
 
 def lines(found: dict[str, Any], mountpoint: str) -> Iterator[str]:
@@ -205,7 +192,7 @@ def lines(found: dict[str, Any], mountpoint: str) -> Iterator[str]:
     for kind, sign in _KINDS:
         paths = found[kind]["paths"][:SHOWN_MAX]
         for path in paths:
-            yield f"  {sign} {report.safe_name(_bytes(path)) or '.'}"
+            yield f"  {sign} {report.safe_name(path_bytes(path)) or '.'}"
         if found[kind]["count"] > len(paths):
             yield f"  {sign} and {found[kind]['count'] - len(paths)} more"
     if done and not found["is_shown"]:

@@ -14,38 +14,32 @@ Called by cli.history, cli.look, cli.fork and cli.mounting.
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import click
 
-from s3ws_fs import launch
 from s3ws_fs.cli import report
-from s3ws_fs.cli.check import NOWHERE, reachable
 from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
-from s3ws_fs.control import client, registry
+from s3ws_fs.control import registry
 from s3ws_fs.control.registry import MountInfo
-from s3ws_fs.core import history
 from s3ws_fs.core.config import AT_REF_CHARS_MAX, MountConfig
 from s3ws_fs.core.errors import (
     ExitCode,
-    FormatError,
     UserError,
 )
-from s3ws_fs.settings import Settings
-from s3ws_fs.store.factory import open_store
-from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import points
+from s3ws_fs.workspaces.reading import (
+    Workspace,
+    config_of,
+    mount_of,
+    of_mount,
+    sealed_first,
+)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-_S3_LOCATION: Final = re.compile(r"s3://([^ /]+)(?: \((.+)\))?")
-_LOCAL_LOCATION: Final = "file://"
-_WRITERS_CACHE: Final = re.compile(r"-[0-9a-f]{16}$")
 
 
 def workspace_flags(function: _F) -> _F:
@@ -60,77 +54,15 @@ def workspace_flags(function: _F) -> _F:
     )(function)
 
 
-@dataclass(frozen=True, slots=True)
-class Workspace:
-    """A workspace, and the mount of this host that is meant, if there is one."""
-
-    config: MountConfig
-    info: MountInfo | None
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{self.config.workspace.prefix} in {self.config.store.location}"
-
-    @contextmanager
-    def store(self) -> Iterator[ScopedStore]:
-        """Its store, for reading. StoreError and FormatError of the block become UserError."""
-        config = self.config
-        with store_errors(config):
-            opened = open_store(config.store, config.workspace.prefix, read_only=True)
-            try:
-                yield opened
-            finally:
-                opened.close()
-
-    def seal(self, on_event: launch.EventSink) -> None:
-        """Ask its mount to seal what is there now; without a living mount there is nothing to ask.
-
-        It does not wait for the mirror. Raises UserError when the mount can't (exit 6, 9).
-        """
-        info = self.info if self.info is not None and _writes(self.info) else mount_of(self.config)
-        if info is None or not info.is_alive():
-            return
-        path = registry.socket_path(runtime_dir(), info.mountpoint)
-        on_event({"phase": "sealing"})
-        client.request(path, "seal", timeout_s=None)
-
-
-_UNSEALED: Final = (history.HEAD, history.GENERATION)
-"""Forms of references that may mean what is not sealed yet."""
-
-
-def sealed_first(workspace: Workspace, refs: Iterable[str], on_event: launch.EventSink) -> None:
-    """Seal what is there now when one of the references may mean it. Raises UserError."""
-    now_ns = time.time_ns()
-    if any(history.parse_ref(ref, now_ns).form in _UNSEALED for ref in refs):
-        workspace.seal(on_event)
-
-
 def chosen(mountpoint: str | None, overrides: dict[str, Any]) -> Workspace:
     """The workspace that is meant. Raises UserError (exit 3, 4)."""
     info = registered(mountpoint) if mountpoint is not None else None
     if info is None and not overrides.get("conversation_id"):
         info = mount_here()
     if info is not None:
-        return Workspace(config_of(_of_mount(info, overrides)), info)
+        return Workspace(config_of(of_mount(info, overrides)), info)
     config = config_of(overrides)
     return Workspace(config, mount_of(config))
-
-
-def mount_of(config: MountConfig) -> MountInfo | None:
-    """The mount of this host that writes the workspace; None when there is none."""
-    infos, _ = registry.list_mounts(runtime_dir())
-    place = (config.workspace.prefix, config.store.location)
-    for info in infos:
-        if (info.prefix, info.store_location) == place and _writes(info) and info.is_alive():
-            return info
-    return None
-
-
-def _writes(info: MountInfo) -> bool:
-    """Whether it is a mount for writing: the caches of others have something behind the digest."""
-    return _WRITERS_CACHE.search(info.cache_path) is not None
 
 
 def mount_here() -> MountInfo | None:
@@ -181,39 +113,3 @@ def inside(path: str, info: MountInfo | None) -> bytes:
             exit_code=ExitCode.USAGE,
         )
     return os.fsencode(found[len(below) :])
-
-
-def _of_mount(info: MountInfo, overrides: dict[str, Any]) -> dict[str, Any]:
-    tail = f"conversations/{info.user_id}/{info.conversation_id}/workspace/"
-    said: dict[str, Any] = {
-        "user_id": info.user_id,
-        "conversation_id": info.conversation_id,
-        "prefix": info.prefix.removesuffix(tail) or None,
-        "storage_type": info.store_type,
-    }
-    match = _S3_LOCATION.fullmatch(info.store_location)
-    if match is not None:
-        said |= {"bucket": match[1], "endpoint_url": match[2]}
-    elif info.store_location.startswith(_LOCAL_LOCATION):
-        said["storage_path"] = info.store_location.removeprefix(_LOCAL_LOCATION)
-    given = {name: value for name, value in overrides.items() if value is not None}
-    return said | given
-
-
-def config_of(overrides: dict[str, Any]) -> MountConfig:
-    """The configuration that the settings name."""
-    return Settings.load(os.environ, overrides).mount_config(NOWHERE)
-
-
-@contextmanager
-def store_errors(config: MountConfig) -> Iterator[None]:
-    """Errors of the store and of what stands in it, as a person reads them (exit 6)."""
-    try:
-        with reachable(config, "used"):
-            yield
-    except FormatError as exc:
-        raise UserError(
-            f"The workspace in {config.store.location} is damaged: {exc}",
-            remedy="`s3ws check --bucket` says what; nothing was changed.",
-            exit_code=ExitCode.STORE,
-        ) from exc

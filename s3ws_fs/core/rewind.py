@@ -26,17 +26,18 @@ Invariants
 2. Restoring what is there already changes nothing.
 3. Every table stays consistent with the others (cache/verify finds nothing).
 
-Called by transfer (in the worker).
+Called by transfer (in the worker), the commands and the status page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from s3ws_fs.core import keys
 from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.core.plaintext import json_name
 
 PATHS_MAX: Final = 10_000
 """Paths of one restore."""
@@ -209,3 +210,22 @@ class Counters:
     next_ino: int
     generation: int
     now_ns: int
+
+
+# --- the answer, as it crosses the control socket
+
+KINDS: Final = ("added", "changed", "deleted", "kept")
+
+
+def path_bytes(path: str) -> bytes:
+    """A path as the daemon sends it: a character is a byte."""
+    return path.encode("latin-1")
+
+
+def answer_json(found: dict[str, Any]) -> dict[str, Any]:
+    """The daemon's answer for a program: paths by their names."""
+    made = dict(found)
+    for kind in KINDS:
+        names = [json_name(path_bytes(path)) for path in found[kind]["paths"]]
+        made[kind] = {"count": found[kind]["count"], "paths": names}
+    return made

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3ws_fs.cli import changes, look, workspace
-from s3ws_fs.cli.changes import Kept
 from s3ws_fs.control.registry import MountInfo
+from s3ws_fs.core.changes import Kept, counts, to_json, told_json
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.journal import KIND_SEGMENT, NO_RECORDS_HASH, Header
 from s3ws_fs.core.limits import EXTENT_BYTES
@@ -175,7 +175,7 @@ def test_to_a_file_bytes_go_as_they_are(
 )
 def test_a_change_is_a_line(change: Change, text: str) -> None:
     assert changes.line(change) == text
-    document = changes.to_json(change)
+    document = to_json(change)
     assert document["kind"] == change.kind and (document["before"] is None) == (
         change.before is None
     )
@@ -192,13 +192,13 @@ def some() -> list[Change]:
 
 
 def test_totals() -> None:
-    found = changes.counts(some())
+    found = counts(some())
     assert found == {
         "added": 2, "deleted": 1, "modified": 1, "renamed": 1,
         "bytes_added": 100, "bytes_removed": 36,
     }  # fmt: skip
     assert changes.summary(found) == "2 added, 1 deleted, 1 modified, 1 renamed; +100 B -36 B"
-    assert changes.summary(changes.counts([])) == "no changes"
+    assert changes.summary(counts([])) == "no changes"
     assert list(changes.stat_lines(some(), 2)) == [
         ".  1 renamed; +0 B -0 B",
         "a/  1 modified; +0 B -6 B",
@@ -220,7 +220,7 @@ def test_of_a_seal_some_changes_are_told_and_all_are_counted() -> None:
     lines = list(changes.told_lines(told))
     assert lines[0].startswith("#3  generation 30  ") and "2 added, 1 deleted" in lines[0]
     assert "host\\x1b[31m" in lines[0] and lines[-1] == "    and 2 more" and len(lines) == 5
-    document = changes.told_json(told)
+    document = told_json(told)
     assert (document["omitted"], document["counts"]["added"]) == (2, 2)
     assert len(document["changes"]) == 3 and document["host"] == "host\\x1b[31m"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import stat
 from typing import Any
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from s3ws_fs.cache.inspect import Entry
 from s3ws_fs.cli import render
-from s3ws_fs.cli.report import human_bytes, human_seconds, json_name, safe, safe_name
+from s3ws_fs.cli.report import human_bytes, human_seconds
 from s3ws_fs.core.types import Attr
 
 
@@ -21,30 +20,6 @@ def entry(name: bytes = b"name", mode: int = stat.S_IFREG | 0o644, **more: Any) 
     attr = Attr(7, mode, 1, 2, 1, 0, 5, 8, 0, 1_700_000_000_123_456_789, 0)
     fields: dict[str, Any] = {"target": b"", "dirty": False, "mirrored": True, "warmth": "warm"}
     return Entry(name=name, attr=attr, **{**fields, **more})
-
-
-@given(st.text(st.characters(max_codepoint=0x10FFFF), max_size=40))
-def test_safe_text_is_printable(text: str) -> None:
-    assert safe(text).isprintable()
-
-
-@given(st.binary(max_size=40), st.binary(max_size=40))
-def test_safe_names_are_printable_and_distinct(one: bytes, other: bytes) -> None:
-    assert safe_name(one).isprintable()
-    assert (safe_name(one) == safe_name(other)) == (one == other)
-
-
-@given(st.binary(max_size=40))
-def test_json_names_give_the_true_bytes(name: bytes) -> None:
-    document = json.loads(json.dumps(json_name(name)))
-    if "name_b64" in document:
-        assert base64.b64decode(document["name_b64"]) == name
-    else:
-        assert document["name"].encode() == name
-
-
-def test_escapes() -> None:
-    assert safe_name(b"a\x1b[2Jb\n\xff\\") == "a\\x1b[2Jb\\n\\xff\\\\"
 
 
 @pytest.mark.parametrize(
@@ -57,14 +32,14 @@ def test_escapes() -> None:
 )
 def test_saved_state(flags: dict[str, Any], wanted: str) -> None:
     shown = entry(**flags)
-    assert render.entry_json(b"", shown)["state"] == wanted
+    assert shown.to_json()["state"] == wanted
     assert f" {wanted} " in render.entry_line(b"", shown, long=True)
 
 
 def test_entries() -> None:
     link = entry(b"l\n", stat.S_IFLNK | 0o777, target=b"to\xff")
     assert render.entry_line(b"dir", link, long=True).endswith("dir/l\\n -> to\\xff")
-    document = render.entry_json(b"dir", link)
+    document = link.to_json(b"dir")
     assert (document["name"], document["type"]) == ("dir/l\n", "symlink")
     assert document["target"]["name_b64"] == base64.b64encode(b"to\xff").decode()
     assert document["mtime_ns"] == 1_700_000_000_123_456_789 and document["mode"] == "0777"

@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from s3ws_fs.cli import cli, rewind
-from s3ws_fs.cli.rewind import SHOWN_MAX, document, lines
+from s3ws_fs.cli.rewind import SHOWN_MAX, lines
 from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.core.rewind import answer_json
 
 POINT = {"number": 7, "generation": 70, "created_ns": 10**18, "snapshot": None}
 
@@ -128,7 +129,7 @@ def test_a_kernel_that_was_not_told_is_told_to_the_person() -> None:
 
 
 def test_json_names_bytes() -> None:
-    found = document(answer())
+    found = answer_json(answer())
     assert found["added"]["paths"][1]["name_b64"] == "/w=="
     assert found["deleted"]["count"] == 1000
 

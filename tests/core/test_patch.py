@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3ws_fs.cache.tableset import TableSet
-from s3ws_fs.cli import patch as patching
-from s3ws_fs.cli.patch import Patch, quoted
 from s3ws_fs.core import keys
+from s3ws_fs.core import patch as patching
+from s3ws_fs.core.patch import Patch, quoted
 from s3ws_fs.core.records import InodeRec, encode_location
 from s3ws_fs.core.treediff import Change, by_files, compare
 from s3ws_fs.core.treeview import TreeView

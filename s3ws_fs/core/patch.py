@@ -7,7 +7,7 @@ Invariants
    lines is named, not shown; with more than TOTAL_BYTES_MAX read, so is the rest. They stand as
    binary files do, so that no program takes the patch for whole.
 
-Called by cli.look.
+Called by the commands and the status page.
 """
 
 from __future__ import annotations

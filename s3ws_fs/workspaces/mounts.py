@@ -1,0 +1,74 @@
+"""The mounts of this host: where they are registered, and what each says of itself.
+
+Invariants
+1. A mount whose daemon is dead or silent is told as such, never left out.
+2. Nothing here touches a mounted filesystem, which may hang.
+
+Called by the commands and the status page.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from s3ws_fs import launch
+from s3ws_fs.control import client, registry, wire
+from s3ws_fs.control.registry import MountInfo, default_runtime_dir
+from s3ws_fs.core.errors import ExitCode, UserError
+
+
+def runtime_dir() -> str:
+    """Where this user's mounts are registered."""
+    return os.path.realpath(default_runtime_dir(os.environ, os.geteuid()))
+
+
+def registered(mountpoint: str) -> MountInfo:
+    """The entry of a mount, living or dead. Raises UserError (exit code 4)."""
+    path = launch.canonical_mountpoint(mountpoint)
+    info = registry.read(runtime_dir(), path)
+    if info is None:
+        raise UserError(
+            f"{path!a} is not mounted.",
+            remedy="`s3ws status` lists the mounts of this host; a cache can be named by --cache.",
+            exit_code=ExitCode.NOT_MOUNTED,
+        )
+    return info
+
+
+def require_alive(info: MountInfo) -> None:
+    """Raise UserError (exit code 4) for a mount whose daemon is dead."""
+    if not info.is_alive():
+        raise UserError(
+            f"The daemon of {info.mountpoint!a} is dead (it was {info.pid}).",
+            remedy="Mount again with the same settings: it goes on saving by itself.",
+            exit_code=ExitCode.NOT_MOUNTED,
+        )
+
+
+def status_document(info: MountInfo) -> dict[str, Any]:
+    """The status document of one mount; of a dead or silent daemon what is known without it."""
+    base: dict[str, Any] = {
+        "mountpoint": info.mountpoint,
+        "pid": info.pid,
+        "workspace": {
+            "user_id": info.user_id,
+            "conversation_id": info.conversation_id,
+            "prefix": info.prefix,
+        },
+        "store": {"type": info.store_type, "location": info.store_location},
+        "cache": {"path": info.cache_path},
+        "log": info.log_path,
+    }
+    if not info.is_alive():
+        return base | {"state": "dead", "unsaved": launch.unsaved_of(info)}
+    try:
+        path = registry.socket_path(runtime_dir(), info.mountpoint)
+        document = client.request(path, "status")
+    except client.DaemonGoneError:
+        if not info.is_alive():
+            return base | {"state": "dead", "unsaved": launch.unsaved_of(info)}
+        return base | {"state": "starting"}
+    except UserError as exc:
+        return base | {"state": "silent", "error": wire.error_object(exc)}
+    return {"log": info.log_path} | document
