@@ -20,7 +20,7 @@ import os
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of `s3ws` and of the daemon (documented in README.md).
+    """Exit codes of `s3ws` and of the daemon (documented in docs/exit-codes.md).
 
     RESTART is between daemon and holder: start the next one. GAVE_UP is the holder's own.
     """

@@ -1,24 +1,23 @@
 """The examples of docs/semantics.md, run: each `console` block in an empty directory on a mount.
 
-A line that starts with "$ " is a command, lines that start with "> " go on with it, and what
-follows up to the next command is its output, standard error included, compared literally.
+What they print, standard error included, is compared literally (tests/docs/shell.py reads them).
 """
 
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import pytest
 
+from tests.docs.reading import Block, Document
+from tests.docs.shell import Step, of_console
 from tests.support.mounting import (
-    REPOSITORY,
     Workspace,
     mounted_workspace,
     workspace_config,
@@ -26,53 +25,19 @@ from tests.support.mounting import (
 
 pytestmark = [pytest.mark.e2e, pytest.mark.fuse]
 
-DOCUMENT: Final = REPOSITORY / "docs" / "semantics.md"
 QUOTA_BYTES: Final = 64 << 20
 """What the document says that its examples ran with."""
 
 EXAMPLE_S_MAX: Final = 60.0
 
-_BLOCK: Final = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS: Final = [b for b in Document("docs/semantics.md").blocks() if b.language == "console"]
 
 
-class Step(NamedTuple):
-    """A command and what it prints."""
-
-    command: str
-    output: str
-
-
-class Example(NamedTuple):
-    """One block; `line` is where it stands in the document."""
-
-    line: int
-    steps: list[Step]
-
-
-def examples(text: str) -> list[Example]:
-    """All console blocks. Raises ValueError for one that does not begin with a command."""
-    found = []
-    for match in _BLOCK.finditer(text):
-        line = text.count("\n", 0, match.start()) + 1
-        steps: list[Step] = []
-        for row in match[1].splitlines():
-            if row.startswith("$ "):
-                steps.append(Step(row[2:], ""))
-            elif not steps:
-                raise ValueError(f"line {line}: the block does not begin with a command")
-            elif row.startswith("> ") and not steps[-1].output:
-                steps[-1] = Step(f"{steps[-1].command}\n{row[2:]}", "")
-            else:
-                steps[-1] = Step(steps[-1].command, f"{steps[-1].output}{row}\n")
-        found.append(Example(line, steps))
-    return found
-
-
-def run(example: Example, directory: Path) -> list[Step]:
-    """The commands, one after the other in one shell, with what each really printed."""
+def run(example: list[Step], directory: Path) -> list[str]:
+    """The commands, one after the other in one shell: what each really printed."""
     mark = f"--- {secrets.token_hex(8)} ---"
     python = Path(sys.executable).parent
-    script = "".join(f"{step.command}\nprintf '%s\\n' '{mark}'\n" for step in example.steps)
+    script = "".join(f"{step.command}\nprintf '%s\\n' '{mark}'\n" for step in example)
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-c", script],
         cwd=directory,
@@ -89,12 +54,7 @@ def run(example: Example, directory: Path) -> list[Step]:
         timeout=EXAMPLE_S_MAX,
         check=False,
     )
-    outputs = done.stdout.split(f"{mark}\n")
-    commands = [step.command for step in example.steps]
-    return [Step(*pair) for pair in zip(commands, outputs, strict=False)]
-
-
-EXAMPLES: Final = examples(DOCUMENT.read_text())
+    return done.stdout.split(f"{mark}\n")[: len(example)]
 
 
 @pytest.fixture(scope="module")
@@ -104,25 +64,24 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         yield mounted
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"line{example.line}")
-def test_an_example(workspace: Workspace, example: Example) -> None:
-    directory = workspace.mountpoint / f"example-{example.line}"
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"line{block.line}")
+def test_an_example(workspace: Workspace, block: Block) -> None:
+    directory = workspace.mountpoint / f"example-{block.line}"
     directory.mkdir()
-    assert run(example, directory) == example.steps
+    example = of_console(block)
+    printed = run(example, directory)
+    assert [*zip(example, printed, strict=True)] == [(step, step.output) for step in example]
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) >= 10
+    assert len(BLOCKS) >= 10
 
 
 def test_the_runner_tells_a_wrong_example(tmp_path: Path) -> None:
-    text = "x\n```console\n$ echo a; cd /\n$ pwd\n> echo b\n/\nc\n$ cat none\n```\n"
-    (example,) = examples(text)
-    assert example.line == 2
-    assert example.steps[1] == Step("pwd\necho b", "/\nc\n")
+    text = "$ echo a; cd /\n$ pwd\n> echo b\n/\nc\n$ cat none\n"
+    example = of_console(Block("d", 2, "console", text))
+    assert example[1] == Step("d:3", "pwd\necho b", "/\nc\n")
     said = run(example, tmp_path)
-    assert said[0] == Step("echo a; cd /", "a\n")
-    assert said[1] == Step("pwd\necho b", "/\nb\n")
-    assert said[2].output == "cat: none: No such file or directory\n"
-    with pytest.raises(ValueError, match="line 1"):
-        examples("```console\nno command\n```\n")
+    assert said == ["a\n", "/\nb\n", "cat: none: No such file or directory\n"]
+    with pytest.raises(ValueError, match="d:1"):
+        of_console(Block("d", 1, "console", "no command\n"))
