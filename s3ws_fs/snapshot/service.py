@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,65 +38,48 @@ from s3ws_fs.core.errors import (
     FormatError,
     FsError,
     S3wsError,
-    TransientError,
     UserError,
 )
-from s3ws_fs.snapshot import child
 from s3ws_fs.snapshot.child import OnEvent, RunJob, ignore
+from s3ws_fs.snapshot.maker import Health, Maker
 from s3ws_fs.transfer.client import WorkerClient
 
 log = logging.getLogger(__name__)
 
 DIRECTORY: Final = "backup"
 """Of the cache's directory; in it a working directory, and at most one that is kept."""
-WORK: Final = "work-"
 EMERGENCY: Final = "emergency-"
 EMERGENCY_NOTE: Final = "note.json"
 TICK_S_MIN: Final = 0.05
 TICK_S: Final = 15.0
 """How often it is looked whether something is due."""
-UPLOAD_BYTES_PER_S: Final = 100_000
-"""The slowest line on which an upload is waited for."""
-UPLOAD_BASE_S: Final = 600.0
-UPLOAD_TRIES: Final = 3
-"""How often a file is sent: the worker starts again by itself, the store has its own retries."""
 FINAL_S: Final = 60.0
 """So long at most the end of a mount waits for an emergency backup."""
-SPOOL_SLACK_BYTES: Final = 64 << 20
-"""What the spool may hold beyond the workspace's quota: data of deleted files that are open."""
 NOTE: Final = "backup"
 """Name of the cache's note of the last backup."""
 
 ARCHIVE_TYPE: Final = "application/gzip"
 
 
-class Backups:
-    """Of one mount. `health` is the replica's part of status of that name."""
+class Backups(Maker):
+    """Of one mount. `host`: what a person calls this machine."""
 
     def __init__(
         self,
         config: MountConfig,
         cache: Cache,
         worker: WorkerClient,
-        health: Callable[[], dict[str, Any]],
+        health: Health,
         *,
         host: str,
         run_job: RunJob | None = None,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        self._config = config
-        self._cache = cache
-        self._worker = worker
-        self._health = health
+        super().__init__(DIRECTORY, config, cache, worker, health, run_job=run_job, wall_s=wall_s)
         self._host = host
-        self._run_job = run_job or partial(child.run, reader_check=cache.reader_check)
-        self._wall_s = wall_s
-        self._lock = trio.Lock()
         self._schedule = Schedule(config.backup_interval_s, trio.current_time())
         self._emergency_generation: int | None = None
         self._next_send_s = 0.0
-        self._running: str | None = None
-        self._error: str | None = None
         self._error_at: float | None = None
         self._stopped = False
         self._scopes: set[trio.CancelScope] = set()
@@ -214,17 +195,13 @@ class Backups:
             )
             if self._stopped:
                 raise ending
-            top = self._cache.directory / DIRECTORY
-            directory = top / f"{WORK}{secrets.token_hex(4)}"
             with trio.CancelScope() as scope:
                 self._scopes.add(scope)
                 try:
-                    directory.mkdir(mode=0o700, parents=True)
-                    yield directory
+                    with self._working() as directory:
+                        yield directory
                 finally:
                     self._scopes.discard(scope)
-                    self._running = None
-                    shutil.rmtree(directory, ignore_errors=True)
             if scope.cancelled_caught:
                 raise ending
 
@@ -239,21 +216,16 @@ class Backups:
             self._running = str(event.get("phase"))
             on_event(event)
 
-        self._running = "starting"
-        job = {
-            "kind": "backup",
-            "cache_dir": str(self._cache.directory),
-            "directory": str(directory),
-            "store": config.store.to_json(),
-            "prefix": config.workspace.prefix,
-            "name": name,
-            "workspace": self._cache.get_json("workspace") or "",
-            "host": self._host,
-            "local": config.local_patterns,
-            "exclude": config.backup_exclude,
-            "limit_bytes": config.max_size_bytes + SPOOL_SLACK_BYTES,
-            "offline": offline,
-        }
+        job = self._job(
+            "backup",
+            directory,
+            name=name,
+            workspace=self._cache.get_json("workspace") or "",
+            host=self._host,
+            local=config.local_patterns,
+            exclude=config.backup_exclude,
+            offline=offline,
+        )
         return name, await self._run_job(job, heard)
 
     def _new_name(self) -> str:
@@ -273,29 +245,12 @@ class Backups:
             backups.META_MISSING: str(done["missing"]),
             backups.META_WORKSPACE: str(self._cache.get_json("workspace") or ""),
         }
-        place = directory.relative_to(self._cache.directory)
         for key, suffix, size_bytes in (
             (backups.archive_key(name), backups.ARCHIVE_SUFFIX, done["archive_bytes"]),
             (backups.index_key(name), backups.INDEX_SUFFIX, done["index_bytes"]),
         ):
-            await self._put(
-                key=key,
-                file=str(place / (name + suffix)),
-                size_bytes=size_bytes,
-                content_type=ARCHIVE_TYPE,
-                metadata=said,
-                deadline_s=UPLOAD_BASE_S + size_bytes / UPLOAD_BYTES_PER_S,
-            )
-
-    async def _put(self, **ask: Any) -> None:
-        """Put one file; a worker that died on the way is no reason to make it all anew."""
-        for left in reversed(range(UPLOAD_TRIES)):
-            try:
-                await self._worker.ask("put-file", **ask)
-                return
-            except TransientError:
-                if not left:
-                    raise
+            file = directory / (name + suffix)
+            await self._put(key, file, size_bytes, content_type=ARCHIVE_TYPE, metadata=said)
 
     def _note(self, name: str, done: dict[str, Any], took_s: float) -> dict[str, Any]:
         self._last = {
@@ -407,8 +362,7 @@ class Backups:
 
     def _kept_here(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest emergency backup that is whole, and its note."""
-        top = self._cache.directory / DIRECTORY
-        for place in sorted(top.glob(EMERGENCY + "*"), reverse=True):
+        for place in sorted(self._top.glob(EMERGENCY + "*"), reverse=True):
             try:
                 note = place / EMERGENCY_NOTE
                 done = jsontext.object_of(note.read_bytes(), str(note))
@@ -427,14 +381,12 @@ class Backups:
         return None
 
     def _drop_kept(self, but: Path | None = None) -> None:
-        for place in (self._cache.directory / DIRECTORY).glob(EMERGENCY + "*"):
+        for place in self._top.glob(EMERGENCY + "*"):
             if place != but:
                 shutil.rmtree(place, ignore_errors=True)
 
     def _clean(self) -> None:
-        """Remove what a killed daemon left."""
-        for place in (self._cache.directory / DIRECTORY).glob(WORK + "*"):
-            shutil.rmtree(place, ignore_errors=True)
+        self._clean_work()
         kept = self._kept_here()
         self._drop_kept(but=None if kept is None else kept[0])
 

@@ -78,7 +78,7 @@ async def test_dying_at_each_point(
         assert found == (wanted if is_put else shown[-1])
         # The next daemon.
         bench.git = bench.another()
-        bench.git._clean()
+        bench.git._clean_work()
         assert bench.git.is_due()
         assert (await bench.git.final(ignore))["error"] is None
         assert _bucket_shows(bench, 10 * number + 1) == wanted

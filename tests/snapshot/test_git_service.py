@@ -18,7 +18,7 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core.errors import FsError, TransientError
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.fs.filesystem import FileSystem
-from s3ws_fs.snapshot import child
+from s3ws_fs.snapshot import child, maker
 from s3ws_fs.snapshot.git import job, service
 from s3ws_fs.snapshot.git.getting import download
 from s3ws_fs.snapshot.git.restoring import Options, restore
@@ -82,7 +82,7 @@ class GitBench:
 
     def leavings(self) -> list[Path]:
         """Working directories that are left."""
-        return list(self.directory.glob(service.WORK + "*"))
+        return list(self.directory.glob(maker.WORK + "*"))
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ async def test_the_end_waits_so_long_and_no_longer(
 
 
 async def test_what_a_daemon_left_is_removed(bench: GitBench) -> None:
-    left = bench.directory / f"{service.WORK}dead"
+    left = bench.directory / f"{maker.WORK}dead"
     left.mkdir(parents=True)
     (left / "half.bundle").touch()
     async with trio.open_nursery() as nursery:

@@ -17,7 +17,7 @@ from s3ws_fs.core import backups
 from s3ws_fs.core.errors import FsError, PermanentError, TransientError, UserError
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.fs.filesystem import FileSystem
-from s3ws_fs.snapshot import reading, service
+from s3ws_fs.snapshot import maker, reading, service
 from s3ws_fs.store.scoped import ScopedStore
 from tests.snapshot.bench import KEEP_LAST_ONLY, Bench
 from tests.support.caches import evict, seal
@@ -99,13 +99,13 @@ async def test_a_failed_one_leaves_nothing_and_is_tried_again(
     assert bench.content(name) == {"file": b"1"}
 
 
-@pytest.mark.parametrize("deaths", [service.UPLOAD_TRIES - 1, service.UPLOAD_TRIES])
+@pytest.mark.parametrize("deaths", [maker.UPLOAD_TRIES - 1, maker.UPLOAD_TRIES])
 async def test_a_worker_that_dies_on_the_way(bench: Bench, fs: FileSystem, deaths: int) -> None:
     """What was made is sent again, a limited number of times."""
     write(fs, b"file", b"1")
     left = [TransientError("put-file", "", "the transfer worker died")] * deaths
     bench.worker.fails = lambda key: left.pop() if left and key.endswith(".gz") else None
-    if deaths == service.UPLOAD_TRIES:
+    if deaths == maker.UPLOAD_TRIES:
         with pytest.raises(TransientError):
             await bench.backups.backup(lambda _: None)
         assert bench.names() == []

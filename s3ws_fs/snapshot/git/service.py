@@ -19,8 +19,6 @@ Called by the daemon.
 from __future__ import annotations
 
 import logging
-import secrets
-import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -33,9 +31,9 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import failpoints
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import FsError, S3wsError
-from s3ws_fs.snapshot import child
 from s3ws_fs.snapshot.child import OnEvent, RunJob, ignore
 from s3ws_fs.snapshot.git.memory import note_uploaded
+from s3ws_fs.snapshot.maker import Health, Maker
 from s3ws_fs.transfer.client import WorkerClient
 
 log = logging.getLogger(__name__)
@@ -43,16 +41,12 @@ log = logging.getLogger(__name__)
 DIRECTORY: Final = "git"
 """Of the cache's directory."""
 REPOSITORIES: Final = "repositories"
-WORK: Final = "work-"
 SYNC_S: Final = 120.0
 FINAL_S: Final = 60.0
 RETRY_S: Final = 60.0
 """After a failure, a bundle is tried again so much later, or when somebody asks."""
 LOOK_MAX: Final = 200_000
 """Names that are looked through, in the daemon, for a first repository."""
-SPOOL_SLACK_BYTES: Final = 64 << 20
-UPLOAD_BASE_S: Final = 600.0
-UPLOAD_BYTES_PER_S: Final = 100_000
 TOLD_MAX: Final = 100
 """Repositories that status names."""
 NOTE: Final = "git"
@@ -62,43 +56,31 @@ BUNDLE_TYPE: Final = "application/x-git-bundle"
 _SIGNS: Final = frozenset({b".git", b"HEAD"})
 
 
-class GitState:
-    """Of one mount. `health` is the replica's part of status of that name."""
+class GitState(Maker):
+    """Of one mount."""
 
     def __init__(
         self,
         config: MountConfig,
         cache: Cache,
         worker: WorkerClient,
-        health: Callable[[], dict[str, Any]],
+        health: Health,
         *,
         run_job: RunJob | None = None,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
-        self._config = config
-        self._cache = cache
-        self._worker = worker
-        self._health = health
-        self._run_job = run_job or partial(child.run, reader_check=cache.reader_check)
-        self._wall_s = wall_s
-        self._lock = trio.Lock()
+        super().__init__(DIRECTORY, config, cache, worker, health, run_job=run_job, wall_s=wall_s)
         self._wanted = trio.Event()
         self._looked = trio.Event()
-        self._running: str | None = None
-        self._error: str | None = None
         self._on_event: OnEvent = ignore
         noted = cache.get_json(NOTE)
         self._last: dict[str, Any] = noted if isinstance(noted, dict) else {}
-
-    @property
-    def _top(self) -> Path:
-        return self._cache.directory / DIRECTORY
 
     # --- the service -----------------------------------------------------------------------
 
     async def run(self) -> None:
         """Make bundles when they are due or asked for, until cancelled."""
-        self._clean()
+        self._clean_work()
         while True:
             wait_s = RETRY_S if self._error is not None else self._config.backup_interval_s
             with trio.move_on_after(wait_s or float("inf")):
@@ -161,33 +143,19 @@ class GitState:
 
     async def _save(self) -> None:
         begun_s = trio.current_time()
-        directory = self._top / f"{WORK}{secrets.token_hex(4)}"
-        self._top.mkdir(mode=0o700, exist_ok=True)
-        directory.mkdir(mode=0o700)
-        try:
+        with self._working() as directory:
             made: list[dict[str, Any]] = []
-            done = await self._run_job(self._job(directory), partial(self._heard, made))
+            job = self._job(
+                "git",
+                directory,
+                state_dir=str(self._top / REPOSITORIES),
+                mountpoint=self._config.mountpoint,
+            )
+            done = await self._run_job(job, partial(self._heard, made))
             for item in made:
                 if item["outcome"] == "made":
                     await self._upload(item)
             self._note(done, made, trio.current_time() - begun_s)
-        finally:
-            self._running = None
-            shutil.rmtree(directory, ignore_errors=True)
-
-    def _job(self, directory: Path) -> dict[str, Any]:
-        config = self._config
-        self._running = "starting"
-        return {
-            "kind": "git",
-            "cache_dir": str(self._cache.directory),
-            "directory": str(directory),
-            "state_dir": str(self._top / REPOSITORIES),
-            "mountpoint": config.mountpoint,
-            "store": config.store.to_json(),
-            "prefix": config.workspace.prefix,
-            "limit_bytes": config.max_size_bytes + SPOOL_SLACK_BYTES,
-        }
 
     def _heard(self, made: list[dict[str, Any]], event: dict[str, Any]) -> None:
         if "made" in event:
@@ -201,14 +169,7 @@ class GitState:
         size_bytes = item["bundle_bytes"]
         self._on_event({"phase": "git: uploading", "total": size_bytes})
         file = Path(item["file"])
-        await self._worker.ask(
-            "put-file",
-            key=item["key"],
-            file=str(file.relative_to(self._cache.directory)),
-            size_bytes=size_bytes,
-            content_type=BUNDLE_TYPE,
-            deadline_s=UPLOAD_BASE_S + size_bytes / UPLOAD_BYTES_PER_S,
-        )
+        await self._put(item["key"], file, size_bytes, content_type=BUNDLE_TYPE)
         path = item["path"].encode("utf-8", "surrogateescape")
         note_uploaded(self._top / REPOSITORIES, path, item["state"])
         failpoints.hit(failpoints.BUNDLE_NOTED)
@@ -243,12 +204,6 @@ class GitState:
             self._cache.put_json(NOTE, self._last)
         except FsError as exc:
             log.warning("it can't be noted in the cache that git state is saved: %s", exc)
-
-    def _clean(self) -> None:
-        """What a daemon before this one left."""
-        if self._top.is_dir():
-            for place in self._top.glob(WORK + "*"):
-                shutil.rmtree(place, ignore_errors=True)
 
     def told(self) -> dict[str, Any] | None:
         """`status`, if there is anything to say."""
