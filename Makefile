@@ -4,6 +4,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# Processes that run tests at once: most tests wait for something. A file's tests stay together.
+PYTEST_WORKERS ?= 3
 UV ?= uv
 NIGHT_SEED ?= $(shell date +%Y%m%d)
 
@@ -30,8 +32,8 @@ types: | $(BIN)/pytest ## mypy, strict
 layers: | $(BIN)/pytest ## import-linter: the layers of docs/architecture.md
 	$(BIN)/lint-imports
 
-test: | $(BIN)/pytest ## the tests; PYTEST_ARGS="-k name" for some
-	$(BIN)/pytest $(PYTEST_ARGS)
+test: | $(BIN)/pytest ## the tests; PYTEST_ARGS="-k name" for some, PYTEST_WORKERS=0 in one process
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 fmt: | $(BIN)/pytest ## put the code into shape
 	$(BIN)/ruff check --fix .

