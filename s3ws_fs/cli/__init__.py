@@ -14,22 +14,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any, NoReturn
+from importlib import import_module
+from typing import Any, Final, NoReturn
 
 import click
 
 import s3ws_fs
-from s3ws_fs.cli.backups import backup, backups, restore_backup
-from s3ws_fs.cli.check import check
-from s3ws_fs.cli.commands import ls, status, sync, version
-from s3ws_fs.cli.fork import fork
-from s3ws_fs.cli.git import git
-from s3ws_fs.cli.history import snapshot, snapshots, turn
-from s3ws_fs.cli.look import cat, diff, log
-from s3ws_fs.cli.mounting import mount, restart, umount
 from s3ws_fs.cli.report import report_unexpected, report_user_error
-from s3ws_fs.cli.rescue import rescue
-from s3ws_fs.cli.rewind import restore, undo
 from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
 
 _EPILOG = """\b
@@ -56,7 +47,40 @@ Exit codes:
 """
 
 
+_MODULES: Final = {
+    "backups": ("backup", "backups", "restore-backup"),
+    "check": ("check",),
+    "commands": ("ls", "status", "sync", "version"),
+    "fork": ("fork",),
+    "git": ("git",),
+    "history": ("snapshot", "snapshots", "turn"),
+    "look": ("cat", "diff", "log"),
+    "mounting": ("mount", "restart", "umount"),
+    "rescue": ("rescue",),
+    "rewind": ("restore", "undo"),
+}
+"""The commands, by the module below this one that has them; `a-b` is a_b there."""
+_MODULE_OF: Final = {name: module for module, names in _MODULES.items() for name in names}
+
+
+class _Commands(click.Group):
+    """Loads the module of the command that was asked for, and no other: they import much."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return sorted(_MODULE_OF)
+
+    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+        module = _MODULE_OF.get(name)
+        if module is None:
+            return None
+        found = import_module(f"s3ws_fs.cli.{module}")
+        command = getattr(found, name.replace("-", "_"))
+        assert isinstance(command, click.Command)
+        return command
+
+
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,
 )
@@ -66,15 +90,6 @@ def cli() -> None:
 
     Settings come from WORKSPACE_* and AWS_* variables; the flags of `s3ws mount` override them.
     """
-
-
-for _command in (mount, umount, restart, status, sync, ls, check, rescue, restore, undo, version):
-    cli.add_command(_command)
-cli.add_command(git)
-for _command in (snapshot, snapshots, turn, diff, log, cat, fork):
-    cli.add_command(_command)
-for _command in (backup, backups, restore_backup):
-    cli.add_command(_command)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -24,7 +24,7 @@ import click
 
 from s3ws_fs import launch
 from s3ws_fs.cli import report
-from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
+from s3ws_fs.cli.mounting import setting_flags
 from s3ws_fs.cli.workspace import chosen, workspace_flags
 from s3ws_fs.control import client, registry
 from s3ws_fs.core import backups as core
@@ -33,6 +33,7 @@ from s3ws_fs.core.errors import ExitCode, FormatError, UserError
 from s3ws_fs.launch import EventSink
 from s3ws_fs.snapshot.extract import Restored, restore, select
 from s3ws_fs.snapshot.reading import BackupReader, Entry, list_backups, open_backup, open_local
+from s3ws_fs.workspaces.mounts import registered, runtime_dir
 
 LINES_MAX: Final = 1000
 """Paths printed of each kind; `--json` has all."""

@@ -26,7 +26,7 @@ from s3ws_fs.cache.reader import open_reader
 from s3ws_fs.cache.repair import Needs, repair_cache
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.cli import report
-from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
+from s3ws_fs.cli.mounting import setting_flags
 from s3ws_fs.control import registry
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import CacheError, ExitCode, UserError
@@ -36,6 +36,7 @@ from s3ws_fs.launch import EventSink
 from s3ws_fs.settings import Settings
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.transfer.audit import LocalSide, audit
+from s3ws_fs.workspaces.mounts import registered, runtime_dir
 from s3ws_fs.workspaces.reading import NOWHERE, reachable
 
 PATHS_SHOWN: Final = 10

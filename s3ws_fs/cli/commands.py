@@ -24,12 +24,11 @@ import s3ws_fs
 from s3ws_fs import launch
 from s3ws_fs.cache import inspect
 from s3ws_fs.cli import render, report
-from s3ws_fs.cli.mounting import runtime_dir
 from s3ws_fs.cli.render_git import git_troubles
 from s3ws_fs.control import client, registry
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.errors import ExitCode, UserError
-from s3ws_fs.workspaces.mounts import require_alive, status_document
+from s3ws_fs.workspaces.mounts import require_alive, runtime_dir, status_document
 
 _LIBRARIES: Final = ("pyfuse3", "lmdb", "trio", "boto3")
 

@@ -16,12 +16,12 @@ from typing import Any, Final
 import click
 
 from s3ws_fs.cli import report
-from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
+from s3ws_fs.cli.mounting import setting_flags
 from s3ws_fs.cli.workspace import chosen, mount_here
 from s3ws_fs.control import client, registry
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.history import KINDS, NAMED
-from s3ws_fs.workspaces.mounts import require_alive
+from s3ws_fs.workspaces.mounts import registered, require_alive, runtime_dir
 
 TIMEOUT_S: Final = 60.0
 """Default of `--timeout`: a snapshot is wanted now, or not at all."""

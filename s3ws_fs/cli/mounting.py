@@ -27,8 +27,7 @@ from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.outside import POLICIES
 from s3ws_fs.settings import OPTIONS, Option, Settings
 from s3ws_fs.settings.sources import default_storage_path
-from s3ws_fs.workspaces.mounts import registered as registered
-from s3ws_fs.workspaces.mounts import runtime_dir as runtime_dir
+from s3ws_fs.workspaces.mounts import runtime_dir
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

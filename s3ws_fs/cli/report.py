@@ -26,10 +26,11 @@ from s3ws_fs.core.errors import UserError
 from s3ws_fs.core.plaintext import json_name as json_name
 from s3ws_fs.core.plaintext import safe as safe
 from s3ws_fs.core.plaintext import safe_name as safe_name
-from s3ws_fs.launch import EventSink
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from s3ws_fs.launch import EventSink
 
 NUMBER_MAX: Final = 1 << 70
 UNSAVED_SHOWN_MAX: Final = 50

@@ -20,7 +20,7 @@ import click
 from s3ws_fs import launch
 from s3ws_fs.cache.reader import open_reader
 from s3ws_fs.cli import report
-from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
+from s3ws_fs.cli.mounting import setting_flags
 from s3ws_fs.control import registry
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.types import Location
@@ -29,6 +29,7 @@ from s3ws_fs.store.factory import open_store
 from s3ws_fs.transfer.fetch import fetch_group
 from s3ws_fs.transfer.rescue import Fetch, Rescued
 from s3ws_fs.transfer.rescue import rescue as export
+from s3ws_fs.workspaces.mounts import registered, runtime_dir
 from s3ws_fs.workspaces.reading import NOWHERE
 
 LINES_MAX: Final = 1000

@@ -19,11 +19,11 @@ from typing import Any, Final
 import click
 
 from s3ws_fs.cli import report
-from s3ws_fs.cli.mounting import registered, runtime_dir
 from s3ws_fs.control import client, registry, wire
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.rewind import answer_json, path_bytes
+from s3ws_fs.workspaces.mounts import registered, runtime_dir
 
 SHOWN_MAX: Final = 20
 """Paths of each kind that a person is shown; --json has more."""

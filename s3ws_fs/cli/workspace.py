@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import click
 
 from s3ws_fs.cli import report
-from s3ws_fs.cli.mounting import registered, runtime_dir, setting_flags
+from s3ws_fs.cli.mounting import setting_flags
 from s3ws_fs.control import registry
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.config import AT_REF_CHARS_MAX, MountConfig
@@ -31,6 +31,7 @@ from s3ws_fs.core.errors import (
     UserError,
 )
 from s3ws_fs.transfer import points
+from s3ws_fs.workspaces.mounts import registered, runtime_dir
 from s3ws_fs.workspaces.reading import (
     Workspace,
     config_of,

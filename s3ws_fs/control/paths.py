@@ -10,7 +10,9 @@ Called by control.server, control.client, control.registry and launch.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -70,3 +72,16 @@ def socket_address(path: str) -> Iterator[str]:
         yield f"/proc/self/fd/{fd}/{name}"
     finally:
         os.close(fd)
+
+
+def is_listening(path: str) -> bool:
+    """Whether a process listens on the unix socket `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            with socket_address(path) as address:
+                code = probe.connect_ex(address)
+        except FileNotFoundError:
+            return False
+    # EAGAIN: its backlog is full, so it listens.
+    return code in (0, errno.EAGAIN, errno.EINPROGRESS)

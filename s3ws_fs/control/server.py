@@ -14,7 +14,6 @@ Called by the daemon, in its trio loop: `await nursery.start(serve, path, handle
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
@@ -27,7 +26,7 @@ from typing import Any, Final
 import trio
 
 from s3ws_fs.control import wire
-from s3ws_fs.control.paths import ensure_private_dir, socket_address
+from s3ws_fs.control.paths import ensure_private_dir, is_listening, socket_address
 from s3ws_fs.core.errors import ExitCode, UserError
 
 Emit = Callable[[dict[str, Any]], Awaitable[None]]
@@ -106,19 +105,6 @@ def _listen(path: str) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def is_listening(path: str) -> bool:
-    """Whether a process listens on the unix socket `path`."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            with socket_address(path) as address:
-                code = probe.connect_ex(address)
-        except FileNotFoundError:
-            return False
-    # EAGAIN: its backlog is full, so it listens.
-    return code in (0, errno.EAGAIN, errno.EINPROGRESS)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from s3ws_fs.cache import inspect
-from s3ws_fs.control import client, registry, server, wire
+from s3ws_fs.control import client, registry, wire
+from s3ws_fs.control.paths import is_listening
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
 from s3ws_fs.fuse import table
@@ -108,7 +109,7 @@ def wait_for_successor(info: MountInfo, runtime_dir: str, timeout_s: float) -> b
     deadline = time.monotonic() + timeout_s
     while info.holder_is_alive() and time.monotonic() < deadline:
         now = read_info(runtime_dir, info.mountpoint)
-        if now is not None and now.pid != info.pid and server.is_listening(path):
+        if now is not None and now.pid != info.pid and is_listening(path):
             return True
         time.sleep(SUCCESSOR_POLL_S)
     return False

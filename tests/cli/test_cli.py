@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -262,3 +264,43 @@ def test_only_the_default_store_is_made_with_its_parents(tmp_path: Path) -> None
     with pytest.raises(UserError) as caught:
         _make_default_store(settings, blocked)
     assert caught.value.exit_code == ExitCode.STORE
+
+
+def test_every_command_has_its_module_and_no_module_a_command_besides() -> None:
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+    named = set(cli.list_commands(context))
+    nested = {
+        child
+        for name in named
+        if isinstance(group := cli.get_command(context, name), click.Group)
+        for child in group.commands
+    }
+    found = set()
+    for path in Path(s3ws_fs.cli.__path__[0]).glob("[!_]*.py"):
+        module = import_module(f"s3ws_fs.cli.{path.stem}")
+        for value in vars(module).values():
+            if isinstance(value, click.Command) and value is not cli:
+                found.add(value.name)
+    assert found - nested <= named
+    assert cli.get_command(context, "no such") is None
+
+
+@pytest.mark.parametrize("words", [["--version"], ["restore", "--help"], ["status", "--help"]])
+def test_a_command_loads_no_more_than_it_needs(words: list[str]) -> None:
+    """What others need takes a quarter of a second, each time somebody types a command."""
+    code = (
+        "import sys\n"
+        "from s3ws_fs.cli import main\n"
+        "try:\n"
+        f"    main({words!r})\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "heavy = {'boto3', 'pydantic', 'pyfuse3', 'rich', 'trio'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
