@@ -11,6 +11,7 @@ import pytest
 
 from s3ws_fs.cli import cli
 from s3ws_fs.settings import OPTIONS, Settings
+from tests.docs import words
 from tests.docs.reading import PAGES, ROOT, Document, code_of
 
 PAGE: Final = Document("docs/settings.md")
@@ -47,7 +48,7 @@ def test_a_setting_stands_there_as_it_is(name: str) -> None:
     assert name in ROWS, f"docs/settings.md has no row for {OPTIONS[name].variable}"
     where, (variables, flag, default, values, meaning) = ROWS[name]
     assert code_of(variables) == list(OPTIONS[name].variables), where
-    (parameter,) = (p for p in cli.commands["mount"].params if p.name == name)
+    (parameter,) = (p for p in words.commands_of(cli)["mount"].params if p.name == name)
     assert code_of(flag) == parameter.opts, where
     assert values, where
     assert meaning, where

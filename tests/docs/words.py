@@ -31,7 +31,7 @@ def calls(text: str) -> Iterator[str]:
         rest = match[1] or ""
         if before and before[0] in _IMAGES and "exec" not in before:
             first = rest.split()[:1]
-            if not first or first[0] not in cli.commands:
+            if not first or first[0] not in commands_of(cli):
                 continue
         # A pipe ends a call; between words without space it separates alternatives.
         yield re.split(r"\s\|(?:\s|$)|#\s", rest)[0].strip()
@@ -46,7 +46,7 @@ def problems(arguments: str) -> list[str]:
             break
         names = words.pop(0).rstrip(".,:").split("|")
         below = {n: c for each in commands if isinstance(each, click.Group)
-                 for n, c in each.commands.items()}  # fmt: skip
+                 for n, c in commands_of(each).items()}  # fmt: skip
         unknown = [name for name in names if name not in below]
         if unknown:
             return [f"there is no command {unknown[0]!r}"]
@@ -63,6 +63,13 @@ def problems(arguments: str) -> list[str]:
     ]
 
 
+def commands_of(group: click.Group) -> dict[str, click.Command]:
+    """The commands of a group, also of one that loads them when they are asked for."""
+    context = click.Context(group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
 def options_of(command: click.Command) -> set[str]:
     """The options of one command."""
     found = {"-h", "--help"}
@@ -77,7 +84,7 @@ def all_commands(command: click.Command = cli, path: str = "") -> dict[str, clic
     if not isinstance(command, click.Group):
         return {path: command}
     found: dict[str, click.Command] = {}
-    for name, child in command.commands.items():
+    for name, child in commands_of(command).items():
         if not child.hidden:
             found |= all_commands(child, f"{path} {name}".strip())
     return found
