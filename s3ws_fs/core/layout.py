@@ -10,6 +10,7 @@ Keys (docs/format.md; all relative to the workspace prefix)
     journal/mirrored.json           generation up to which the mirror was last complete
     journal/lease.json              who may write, and for how long
     journal/fork.json               while a fork is made: what stands here is no workspace yet
+    journal/deleted.json            while it is deleted: what is left here is no workspace any more
     files/{escaped path}            the mirror
 
 Invariants
@@ -34,6 +35,7 @@ WORKSPACE_KEY: Final = "journal/workspace.json"
 MIRRORED_KEY: Final = "journal/mirrored.json"
 LEASE_KEY: Final = "journal/lease.json"
 FORK_KEY: Final = "journal/fork.json"
+DELETED_KEY: Final = "journal/deleted.json"
 SEG_PREFIX: Final = "journal/seg/"
 CKPT_PREFIX: Final = "journal/ckpt/"
 BLOB_PREFIX: Final = "journal/blob/"

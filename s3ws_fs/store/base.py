@@ -112,6 +112,18 @@ class Conditional:
         return self.put_must_create and self.put_if_match
 
 
+@dataclass(frozen=True, slots=True)
+class Keeps:
+    """What a store keeps of an object that was deleted or replaced.
+
+    `versions`: "off", "enabled", "suspended" (older versions stay), or "unknown" (we may not ask).
+    `lock`: the same of object lock, as "off", "enabled" or "unknown".
+    """
+
+    versions: str = "off"
+    lock: str = "off"
+
+
 @dataclass
 class Counters:
     """Thread-safe counts of requests on the wire (retries count) by operation and outcome."""
@@ -264,6 +276,13 @@ class ObjectStore(abc.ABC):
         batches are gone and the call may be repeated.
         """
 
+    def purge(self, keys: Iterable[str]) -> list[DeleteFailure]:
+        """As `delete_many`, for keys as `everything` gives them. Those that no store could carry
+        are not deleted, and are among the failures.
+        """
+        good, failures = usable_keys(keys)
+        return failures + self.delete_many(good)
+
     @abc.abstractmethod
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListEntry]:
         """Every object whose key starts with `prefix`, once, a page at a time.
@@ -273,6 +292,26 @@ class ObjectStore(abc.ABC):
         key, exclusive) is exact only where no slash follows the prefix. Directory markers (keys
         that end in a slash) are left out. Objects that come or go meanwhile may or may not appear.
         """
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        """The names between `prefix` (empty, or ending in a slash) and the next slash of the keys
+        below it, each once. Stores with delimiter listings do not look at what stands below them;
+        some servers show folders too that are empty since a moment.
+        """
+        last = None
+        for entry in self.list(prefix):
+            name, slash, _ = entry.key[len(prefix) :].partition("/")
+            if slash and name != last:
+                last = name
+                yield name
+
+    def everything(self, prefix: str = "") -> Iterator[ListEntry]:
+        """As `list`, and what that leaves out: directory markers (keys that end in a slash)."""
+        return self.list(prefix)
+
+    def keeps(self) -> Keeps:
+        """What the store keeps of what is deleted."""
+        return Keeps()
 
     def markers(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Directory markers whose key starts with `prefix`: empty objects whose key, as given here
@@ -313,6 +352,20 @@ def check_key(op: str, key: str, *, component_bytes_max: int | None = None) -> N
     reason = _key_fault(key, component_bytes_max)
     if reason:
         raise PermanentError(op, ascii(key[:200]), f"not a usable key: {reason}")
+
+
+def usable_keys(keys: Iterable[str]) -> tuple[list[str], list[DeleteFailure]]:
+    """Keys, also of directory markers, that stores take; and a failure for each other one."""
+    good: list[str] = []
+    failures: list[DeleteFailure] = []
+    for key in keys:
+        reason = _key_fault(key.removesuffix("/"), None)
+        if reason is None:
+            good.append(key)
+        else:
+            detail = f"not a usable key: {reason}"
+            failures.append(DeleteFailure(key, PermanentError("delete", ascii(key[:200]), detail)))
+    return good, failures
 
 
 def _key_fault(key: str, component_bytes_max: int | None) -> str | None:

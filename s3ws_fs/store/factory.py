@@ -2,7 +2,8 @@
 
 Invariants
 1. boto3 is imported only when an S3 store is opened.
-2. Nothing outside this package gets a store that is not scoped.
+2. Nothing outside this package gets a store that is not scoped (a fleet gives scoped ones, and
+   names).
 
 Called by the transfer worker and the CLI's checks.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from s3ws_fs.core.config import StoreConfig
 from s3ws_fs.store.base import ObjectStore
+from s3ws_fs.store.fleet import Fleet
 from s3ws_fs.store.scoped import ScopedStore
 
 
@@ -28,6 +30,11 @@ def open_two(config: StoreConfig, source: str, target: str) -> tuple[ScopedStore
     """One store seen through two prefixes: `source` for reading only, and `target`."""
     inner = _open(config, False)
     return ScopedStore(inner, source, read_only=True), ScopedStore(inner, target)
+
+
+def open_fleet(config: StoreConfig, root_prefix: str) -> Fleet:
+    """All workspaces below a root prefix, for looking. Raises PermanentError."""
+    return Fleet(_open(config, True), root_prefix)
 
 
 def _open(config: StoreConfig, read_only: bool) -> ObjectStore:

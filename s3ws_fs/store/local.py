@@ -56,6 +56,7 @@ from s3ws_fs.store.base import (
     check_key,
     check_range,
     check_self_copy,
+    usable_keys,
 )
 from s3ws_fs.store.body import Body, FileSlice, Source
 
@@ -204,6 +205,18 @@ class LocalStore(ObjectStore):
                 failures.append(DeleteFailure(key, exc))
         return failures
 
+    def purge(self, keys: Iterable[str]) -> list[DeleteFailure]:
+        """See ObjectStore.purge."""
+        good, failures = usable_keys(keys)
+        failures += self.delete_many(key for key in good if not key.endswith("/"))
+        for key in good:
+            if key.endswith("/"):
+                try:
+                    tree.prune(self._root, key)
+                except OSError as exc:
+                    failures.append(DeleteFailure(key, tree.map_os_error("delete", key, exc)))
+        return failures
+
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListEntry]:
         """See ObjectStore.list. Byte order throughout."""
         self.counters.add("list", "200")
@@ -223,6 +236,22 @@ class LocalStore(ObjectStore):
                 yield ObjectInfo(key, 0, "directory", info.st_mtime_ns, DEFAULT_CONTENT_TYPE, {})
         except OSError as exc:
             raise tree.map_os_error("list", prefix, exc) from exc
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        """See ObjectStore.folders. A directory without a file below is no folder of a bucket."""
+        self.counters.add("list", "200")
+        try:
+            for name in tree.directories(self._root, prefix, TEMP_DIR):
+                if next(tree.walk(self._root, f"{prefix}{name}/", TEMP_DIR), None) is not None:
+                    yield name
+        except OSError as exc:
+            raise tree.map_os_error("list", prefix, exc) from exc
+
+    def everything(self, prefix: str = "") -> Iterator[ListEntry]:
+        """See ObjectStore.everything."""
+        yield from self.list(prefix)
+        for marker in self.markers(prefix):
+            yield ListEntry(marker.key, 0, marker.etag, marker.modified_ns)
 
     def check(self, prefix: str = "") -> None:
         """See ObjectStore.check: also proves that the filesystem has user extended attributes."""

@@ -143,6 +143,22 @@ def walk(root_fd: int, prefix: str, hidden: str) -> Iterator[tuple[str, os.stat_
     yield from _walk(start, base, prefix, hidden if not base else None)
 
 
+def directories(root_fd: int, prefix: str, hidden: str) -> list[str]:
+    """Names of the directories right below `prefix` (empty, or ending in a slash), sorted."""
+    try:
+        with parent_of(root_fd, prefix + "x") as (fd, _), os.scandir(fd) as entries:
+            found = [
+                entry.name
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and (prefix or entry.name != hidden)
+            ]
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return []
+        raise
+    return sorted(filter(_is_utf8, found), key=str.encode)
+
+
 def hollow(root_fd: int, prefix: str, hidden: str) -> Iterator[tuple[str, os.stat_result]]:
     """Key (with a slash) and stat of the empty directories below `prefix`, which ends in one."""
     pending = [prefix]

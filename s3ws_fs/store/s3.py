@@ -39,6 +39,7 @@ from s3ws_fs.store.base import (
     Conditional,
     DeleteFailure,
     Fetched,
+    Keeps,
     ListEntry,
     ObjectInfo,
     ObjectStore,
@@ -47,11 +48,19 @@ from s3ws_fs.store.base import (
     check_key,
     check_range,
     check_self_copy,
+    usable_keys,
 )
 from s3ws_fs.store.body import Body, Source
 from s3ws_fs.store.s3_answers import etag_of, fetched, if_match_of, require_etag, require_range
 from s3ws_fs.store.s3_client import RetryPolicy, Wire
-from s3ws_fs.store.s3_lists import Pairs, delete_batch, list_items, list_page
+from s3ws_fs.store.s3_lists import (
+    Pairs,
+    delete_batch,
+    kept_versions,
+    list_folders,
+    list_items,
+    list_page,
+)
 from s3ws_fs.store.s3_lost import is_md5_of, lost_copy, lost_put
 from s3ws_fs.store.s3_multipart import (
     COPY_BYTES_MAX,
@@ -256,18 +265,38 @@ class S3Store(ObjectStore):
         if not self._conditional.delete_many_if_match:
             failures += self._delete_singly([pair for pair in pairs if pair[1] is not None])
             pairs = [pair for pair in pairs if pair[1] is None]
+        return failures + self._delete_all(pairs)
+
+    def _delete_all(self, pairs: Pairs) -> list[DeleteFailure]:
+        failures: list[DeleteFailure] = []
         remaining = iter(pairs)
         while batch := list(islice(remaining, DELETE_BATCH)):
             failures += delete_batch(self._wire, self._bucket, batch)
         return failures
+
+    def purge(self, keys: Iterable[str]) -> list[DeleteFailure]:
+        """See ObjectStore.purge."""
+        good, failures = usable_keys(keys)
+        return failures + self._delete_all([(key, None) for key in good])
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListEntry]:
         """See ObjectStore.list. botocore asks for url encoding and decodes, so keys round-trip."""
         for item in list_items(self._wire, self._bucket, prefix, start_after):
             key = item["Key"]
             if not key.endswith("/") and key > start_after:
-                modified_ns = int(item["LastModified"].timestamp() * 1e9)
-                yield ListEntry(key, int(item["Size"]), etag_of(item), modified_ns)
+                yield _entry(item)
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        """See ObjectStore.folders."""
+        return list_folders(self._wire, self._bucket, prefix)
+
+    def everything(self, prefix: str = "") -> Iterator[ListEntry]:
+        """See ObjectStore.everything."""
+        return map(_entry, list_items(self._wire, self._bucket, prefix, ""))
+
+    def keeps(self) -> Keeps:
+        """See ObjectStore.keeps."""
+        return kept_versions(self._wire, self._bucket)
 
     def markers(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See ObjectStore.markers."""
@@ -407,3 +436,8 @@ class S3Store(ObjectStore):
             except (ConflictError, PermanentError) as exc:
                 failures.append(DeleteFailure(key, exc))
         return failures
+
+
+def _entry(item: dict[str, Any]) -> ListEntry:
+    modified_ns = int(item["LastModified"].timestamp() * 1e9)
+    return ListEntry(item["Key"], int(item["Size"]), etag_of(item), modified_ns)

@@ -16,7 +16,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from s3ws_fs.core.errors import NotFoundError, PermanentError, StoreError, TransientError
-from s3ws_fs.store.base import DeleteFailure
+from s3ws_fs.store.base import DeleteFailure, Keeps
 from s3ws_fs.store.s3_client import Wire
 from s3ws_fs.store.s3_errors import NOT_S3, map_error
 
@@ -29,15 +29,33 @@ def list_items(wire: Wire, bucket: str, prefix: str, start_after: str) -> Iterat
     arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
     if start_after:
         arguments["StartAfter"] = start_after
+    for page in _pages(wire, arguments):
+        yield from page.get("Contents", [])
+
+
+def _pages(wire: Wire, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
     while True:
         page = list_page(wire, arguments)
-        yield from page.get("Contents", [])
+        yield page
         if not page.get("IsTruncated"):
             return
         token = page.get("NextContinuationToken")
         if not token or token == arguments.get("ContinuationToken"):
-            raise TransientError("list", prefix, "the server's listing does not go on")
+            raise TransientError("list", arguments["Prefix"], "the server's listing does not go on")
         arguments["ContinuationToken"] = token
+
+
+def list_folders(wire: Wire, bucket: str, prefix: str) -> Iterator[str]:
+    """The names right below a prefix that have something below them, by a delimiter listing."""
+    arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
+    last = None
+    for page in _pages(wire, arguments):
+        for item in page.get("CommonPrefixes", []):
+            name = item["Prefix"][len(prefix) :].removesuffix("/")
+            # Some servers say the last one of a page again on the next.
+            if name and name != last:
+                last = name
+                yield name
 
 
 def list_page(wire: Wire, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +70,33 @@ def list_page(wire: Wire, arguments: dict[str, Any]) -> dict[str, Any]:
         # Any HTML page parses as an empty listing: believed, it would be an empty bucket.
         raise TransientError("list", prefix, NOT_S3)
     return page
+
+
+def kept_versions(wire: Wire, bucket: str) -> Keeps:
+    """What the bucket keeps; "unknown" where we may not ask, or the server does not know."""
+    return Keeps(_versions(wire, bucket), _lock(wire, bucket))
+
+
+def _versions(wire: Wire, bucket: str) -> str:
+    request = partial(wire.client.get_bucket_versioning, Bucket=bucket)
+    try:
+        answer = wire.send("head", "?versioning", request)
+    except (NotFoundError, PermanentError):
+        return "unknown"
+    status = str(answer.get("Status") or "off").lower()
+    return status if status in ("enabled", "suspended") else "off"
+
+
+def _lock(wire: Wire, bucket: str) -> str:
+    request = partial(wire.client.get_object_lock_configuration, Bucket=bucket)
+    try:
+        answer = wire.send("head", "?object-lock", request)
+    except NotFoundError:
+        return "off"
+    except PermanentError as exc:
+        return "off" if "ObjectLockConfigurationNotFound" in exc.detail else "unknown"
+    enabled = answer.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled")
+    return "enabled" if enabled == "Enabled" else "off"
 
 
 def delete_batch(wire: Wire, bucket: str, batch: Pairs) -> list[DeleteFailure]:

@@ -24,6 +24,7 @@ from s3ws_fs.store.base import (
     Counters,
     DeleteFailure,
     Fetched,
+    Keeps,
     ListEntry,
     ObjectInfo,
     ObjectStore,
@@ -138,6 +139,13 @@ class ScopedStore:
         failures = self._inner.delete_many(full)
         return [replace(failure, key=self._relative(failure.key)) for failure in failures]
 
+    def purge(self, keys: Iterable[str]) -> list[DeleteFailure]:
+        """See ObjectStore.purge: keys as `everything` gives them."""
+        if self._read_only:
+            raise PermanentError("delete", self.prefix, "the store was opened for reading only")
+        failures = self._inner.purge([self.prefix + key for key in keys])
+        return [replace(failure, key=self._relative(failure.key)) for failure in failures]
+
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListEntry]:
         """See ObjectStore.list. `prefix` and `start_after` are relative, as are the answers."""
         if prefix:
@@ -146,6 +154,15 @@ class ScopedStore:
         after = self._full("list", start_after) if start_after else ""
         for entry in self._inner.list(self.prefix + prefix, after):
             yield replace(entry, key=self._relative(entry.key))
+
+    def everything(self) -> Iterator[ListEntry]:
+        """See ObjectStore.everything; of the whole prefix. The keys of the answers are relative."""
+        for entry in self._inner.everything(self.prefix):
+            yield replace(entry, key=self._relative(entry.key))
+
+    def keeps(self) -> Keeps:
+        """See ObjectStore.keeps."""
+        return self._inner.keeps()
 
     def markers(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See ObjectStore.markers. `prefix` and the keys of the answers are relative."""

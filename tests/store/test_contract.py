@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -17,9 +20,12 @@ from s3ws_fs.store.base import (
     DELETE_BATCH,
     KEY_BYTES_MAX,
     METADATA_BYTES_MAX,
+    Keeps,
 )
 from s3ws_fs.store.body import FileSlice
-from s3ws_fs.store.scoped import PROBE_PREFIX
+from s3ws_fs.store.local import LocalStore
+from s3ws_fs.store.s3 import S3Store
+from s3ws_fs.store.scoped import PROBE_PREFIX, ScopedStore
 from tests.store.conftest import MIB, Subject
 
 pytestmark = pytest.mark.s3
@@ -458,3 +464,69 @@ def test_check_and_counters(subject: Subject) -> None:
     }
     assert after["head"] - before["head"] >= 1
     assert any(code.startswith("get 2") for code in store.counters.by_code())
+
+
+def test_folders_are_the_names_right_below(subject: Subject) -> None:
+    raw, top = subject.raw, f"{subject.root}top/"
+    for key in ("b/1", "b/2/3", "a b/x", "ü/deep/er", "c.d/1", "file"):
+        raw.put(top + key, b"1")
+    raw.put(f"{subject.root}topper/x", b"1")
+    assert sorted(raw.folders(top)) == sorted(["a b", "b", "c.d", "ü"])
+    assert list(raw.folders(f"{top}none/")) == []
+    assert list(raw.folders(f"{top}b/")) == ["2"]
+    raw.delete(f"{top}b/2/3")
+    # SeaweedFS shows a folder for a while after the last object in it went.
+    assert list(raw.folders(f"{top}b/")) == [] or subject.name == "seaweed"
+
+
+def test_folders_of_more_than_a_page(subject: Subject) -> None:
+    names = [f"n{number}" for number in range(8)]
+    for name in names:
+        for file in ("x", "y"):
+            subject.raw.put(f"{subject.root}many/{name}/{file}", b"")
+    with contextlib.ExitStack() as stack:
+        if isinstance(subject.raw, S3Store):
+            client = subject.raw._wire.client
+            small = partial(client.list_objects_v2, MaxKeys=3)
+            stack.enter_context(mock.patch.object(client, "list_objects_v2", small))
+        assert list(subject.raw.folders(f"{subject.root}many/")) == names
+
+
+def test_what_everything_shows_is_purged(subject: Subject) -> None:
+    store = subject.store
+    keys = ["files/a", "files/sub/b", "journal/x"]
+    for key in keys:
+        store.put(key, b"12")
+    assert sorted(entry.key for entry in store.everything()) == keys
+    assert store.purge([*keys, "files/never there"]) == []
+    assert list(store.everything()) == []
+    # What stores would take for another place is named to none.
+    [up, back] = store.purge(["files/../../x", "files/a\\b"])
+    assert (up.key, back.key) == ("files/../../x", "files/a\\b")
+    assert "not a usable key" in up.error.detail
+    reading = ScopedStore(subject.raw, subject.prefix, read_only=True)
+    with pytest.raises(PermanentError, match="reading only"):
+        reading.purge(["files/a"])
+
+
+def test_directory_markers_are_purged_too(subject: Subject) -> None:
+    if isinstance(subject.raw, S3Store):
+        wire = subject.raw._wire.client
+        wire.put_object(Bucket=subject.raw._bucket, Key=f"{subject.prefix}files/empty/", Body=b"")
+    elif isinstance(subject.raw, LocalStore):
+        subject.store.put("files/empty/x", b"")
+        os.unlink("x", dir_fd=_directory(subject.raw, f"{subject.prefix}files/empty"))
+    else:
+        pytest.skip("a store in memory has no markers")
+    assert [entry.key for entry in subject.store.everything()] == ["files/empty/"]
+    assert list(subject.store.list()) == []
+    assert subject.store.purge(["files/empty/"]) == []
+    assert list(subject.store.everything()) == []
+
+
+def _directory(raw: LocalStore, path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=raw._root)
+
+
+def test_what_a_store_keeps(subject: Subject) -> None:
+    assert subject.store.keeps() == Keeps()

@@ -20,7 +20,7 @@ import pytest
 from s3ws_fs.core.config import StoreConfig
 from s3ws_fs.core.errors import ConflictError, PermanentError, StoreError, TransientError
 from s3ws_fs.store import s3_session
-from s3ws_fs.store.base import Conditional
+from s3ws_fs.store.base import Conditional, Keeps
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.s3 import S3Store
 from s3ws_fs.store.s3_client import RetryPolicy
@@ -339,3 +339,26 @@ def test_boto3_is_loaded_for_s3_only() -> None:
         "sys.exit('boto3' in sys.modules or 'botocore' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_bucket_with_versioning_says_what_it_keeps(
+    seaweed: Seaweed, seaweed_config: StoreConfig
+) -> None:
+    client = seaweed.client()
+    name = f"versions-{uuid4().hex[:8]}"
+    client.create_bucket(Bucket=name)
+    store = S3Store(replace(seaweed_config, bucket=name))
+    try:
+        assert store.keeps() == Keeps("off", "off")
+        for status in ("Enabled", "Suspended"):
+            client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": status})
+            assert store.keeps() == Keeps(status.lower(), "off")
+        client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+        store.put("files/a", b"1")
+        assert store.purge([entry.key for entry in store.everything()]) == []
+        assert list(store.everything()) == []
+        kept = client.list_object_versions(Bucket=name)
+        assert [version["Key"] for version in kept["Versions"]] == ["files/a"]
+    finally:
+        store.close()
+        client.close()
