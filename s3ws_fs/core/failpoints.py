@@ -397,3 +397,29 @@ FORK_MADE: Final = _point(
     "fork.made",
     "The new workspace is whole; fork.json is left, and means nothing any more.",
 )
+
+# --- a deletion (transfer/deleting.py) -------------------------------------------------------
+
+DELETE_MARKED: Final = _point(
+    "delete.marked",
+    "The lease is held and deleted.json stands; the workspace is whole, and can be mounted, or "
+    "deleted by a second try.",
+)
+DELETE_BEGUN: Final = _point(
+    "delete.begun",
+    "workspace.json is gone: no workspace stands there, none can be mounted, and a second try "
+    "deletes the rest.",
+)
+DELETE_BATCH: Final = _point(
+    "delete.batch",
+    "Some objects are gone; no workspace stands there, none can be mounted, and a second try "
+    "deletes the rest.",
+)
+DELETE_EMPTIED: Final = _point(
+    "delete.emptied",
+    "Nothing is left but deleted.json and the lease; a second try removes them.",
+)
+DELETE_LEASE: Final = _point(
+    "delete.lease",
+    "Nothing is left but the lease: a new workspace can be made when it has lapsed.",
+)

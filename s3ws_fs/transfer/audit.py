@@ -54,6 +54,7 @@ SINGLE: Final = (
     layout.LEASE_KEY,
     layout.HISTORY_KEY,
     layout.FORK_KEY,
+    layout.DELETED_KEY,
 )
 
 
@@ -162,7 +163,9 @@ class _Attempt:
         has_journal = any(key.startswith(JOURNAL_PREFIXES) for key in self._listing)
         if uuid is None and has_journal:
             message = "it is missing beside a journal"
-            if layout.FORK_KEY in self._listing:
+            if layout.DELETED_KEY in self._listing:
+                message = "a deletion was not finished (`s3ws delete` again finishes it)"
+            elif layout.FORK_KEY in self._listing:
                 message = "a fork was not finished: no workspace yet (`s3ws fork` again makes it)"
             self._report.add(damage("workspace-file", layout.WORKSPACE_KEY, message))
         return uuid

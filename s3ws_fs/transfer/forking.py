@@ -8,7 +8,7 @@ workspace.json, put last, makes it a workspace. No byte of a file passes through
 
 Invariants
 1. Until workspace.json stands, fork.json does, and nobody takes what is there for a workspace
-   (journaling.require_no_fork). Everything is done under the lease of the new conversation.
+   (journaling.require_nothing_half). Everything is done under the lease of the new conversation.
 2. A second try removes what the first left, and nothing else: only where there is fork.json and no
    workspace.json, and nothing but what a fork puts. Anything else there is somebody's: refused.
 3. Nothing is read outside the source's prefix, nothing written outside the target's; the source is

@@ -107,6 +107,15 @@ class Gate:
             self._put(None, RELEASED)
             self._grant = None
 
+    def remove(self) -> None:
+        """Remove the lease itself, when nothing is left that it guards; afterwards nothing passes.
+
+        Raises FencedError, StoreError; ConflictError when it is not ours any more.
+        """
+        with self._renewing:
+            self._store.delete(layout.LEASE_KEY, if_match=self._mine().etag)
+            self._grant = None
+
     def _put(self, lasts_s: float | None, state: str) -> None:
         """Invariant 4: the lock is held."""
         grant = self._mine()
@@ -145,14 +154,17 @@ class Gate:
                     raise TransientError("lease", layout.LEASE_KEY, "renewing it took too long")
 
     @contextlib.contextmanager
-    def passing(self, keys: Iterable[str]) -> Iterator[None]:
-        """The block sends a request that changes these keys. Raises FencedError, StoreError."""
+    def passing(self, keys: Iterable[str], *, strict: bool = False) -> Iterator[None]:
+        """The block sends a request that changes these keys. Raises FencedError, StoreError.
+
+        `strict`: under the kernel's deadline whatever the keys are.
+        """
         keys = [key for key in keys if not key.startswith(_FREE)]
         if not keys:
             yield
             return
         self.prove()
-        if all(key.startswith(_FENCED_BY_NAME) for key in keys):
+        if not strict and all(key.startswith(_FENCED_BY_NAME) for key in keys):
             yield
             return
         with self._state:
@@ -212,6 +224,12 @@ class GatedStore(ScopedStore):
         """See ObjectStore.put."""
         with self._gate.passing((key,)):
             return super().put(key, body, **more)
+
+    def purge(self, keys: Iterable[str]) -> list[DeleteFailure]:
+        """See ObjectStore.purge. Numbers of segments begin anew in the workspace after this one."""
+        listed = list(keys)
+        with self._gate.passing(listed, strict=True):
+            return super().purge(listed)
 
     def copy(self, src: str, dst: str, **more: Any) -> str:
         """See ObjectStore.copy."""

@@ -168,11 +168,24 @@ def read_header(store: ScopedStore, key: str) -> tuple[Header, str]:
     return read_twice(read)
 
 
-def require_no_fork(store: ScopedStore) -> None:
-    """Raise UserError where a fork is being made, or was not finished: it is no workspace yet."""
+def exists(store: ScopedStore, key: str) -> bool:
+    """Whether an object stands there."""
     try:
-        store.head(layout.FORK_KEY)
+        store.head(key)
     except NotFoundError:
+        return False
+    return True
+
+
+def require_nothing_half(store: ScopedStore) -> None:
+    """Without a workspace.json: raise UserError where a fork or a deletion was not finished."""
+    if exists(store, layout.DELETED_KEY):
+        raise UserError(
+            "the workspace is being deleted, or its deletion was not finished",
+            remedy="`s3ws delete` again finishes it; then the conversation can have a new one.",
+            exit_code=ExitCode.STORE,
+        )
+    if not exists(store, layout.FORK_KEY):
         return
     raise UserError(
         "a fork into this conversation is under way, or was not finished",
@@ -186,7 +199,7 @@ def survey(store: ScopedStore) -> JournalState:
     """What stands in the bucket, by four requests. Raises StoreError, FormatError, UserError."""
     workspace = read_workspace(store)
     if workspace is None:
-        require_no_fork(store)
+        require_nothing_half(store)
     checkpoint = max((n for n, _, _ in numbers(store, layout.CKPT_PREFIX)), default=0)
     after = layout.seg_key(checkpoint - 1) if checkpoint > 1 else ""
     found = sorted(

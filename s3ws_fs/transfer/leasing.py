@@ -9,6 +9,8 @@ Invariants
 3. Who takes it from another writer seals an empty segment at once: the next journal number, which
    the stale writer would need, is taken. It can't seal any more, whatever it believes.
 4. A lost answer is no loss: the lease that stands there names its writer and epoch.
+5. A lease that is gone is made again by its holder only where the workspace still stands: whoever
+   deletes it removes workspace.json first and the lease last.
 
 Called by worker and gate.
 """
@@ -47,7 +49,13 @@ from s3ws_fs.core.lease import (
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.store.scoped import PROBE_PREFIX, ScopedStore
-from s3ws_fs.transfer.journaling import JOURNAL_TYPE, JournalState, make_workspace, survey
+from s3ws_fs.transfer.journaling import (
+    JOURNAL_TYPE,
+    JournalState,
+    exists,
+    make_workspace,
+    survey,
+)
 from s3ws_fs.transfer.wire import FencedError
 
 LEASE_TYPE: Final = "application/json"
@@ -221,6 +229,9 @@ def renew(
         except ConflictError:
             found = _look(store)
         if found is None:
+            if not exists(store, layout.WORKSPACE_KEY):
+                # Whoever deletes a workspace removes the lease last.
+                raise FencedError("the workspace was deleted")
             # Somebody removed it; nobody else has it, or the must-create will tell.
             etag = None
             continue

@@ -27,6 +27,15 @@ OF_BACKUPS: Final = (
 )
 """Passed by backups alone: tests/crash/test_backup_points.py."""
 
+OF_DELETIONS: Final = (
+    failpoints.DELETE_MARKED,
+    failpoints.DELETE_BEGUN,
+    failpoints.DELETE_BATCH,
+    failpoints.DELETE_EMPTIED,
+    failpoints.DELETE_LEASE,
+)
+"""Passed when a workspace is deleted: tests/crash/test_delete_points.py."""
+
 OF_FORKS: Final = (
     failpoints.FORK_BEGUN,
     failpoints.FORK_COPIED,
@@ -48,6 +57,7 @@ OF_OTHERS: Final = (
     failpoints.IMPORT_AFTER,
     failpoints.OUTSIDE_PLACED,
     *OF_BACKUPS,
+    *OF_DELETIONS,
     *OF_FORKS,
     *OF_GIT,
 )

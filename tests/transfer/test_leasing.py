@@ -151,8 +151,18 @@ def test_a_lost_answer_of_the_taking_is_our_own(store: ScopedStore, memory: Memo
     assert acquire(store, A).how == OWN
 
 
+def test_a_lease_that_went_with_the_workspace_is_not_put_again(store: ScopedStore) -> None:
+    grant = acquire(store, A).grant
+    journaling.make_workspace(store, "w" * 32, 1)
+    store.purge([entry.key for entry in store.everything()])
+    with pytest.raises(FencedError, match="deleted"):
+        leasing.renew(store, grant, 30.0, lambda: 0.0)
+    assert list(store.everything()) == []
+
+
 def test_a_lease_that_somebody_removed_is_put_again(store: ScopedStore) -> None:
     grant = acquire(store, A).grant
+    journaling.make_workspace(store, "w" * 32, 1)
     store.delete(layout.LEASE_KEY)
     renewed = leasing.renew(store, grant, 30.0, lambda: 0.0)
     assert there(store) == renewed.lease

@@ -14,7 +14,7 @@ from typing import Any
 
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.ids import new_id
-from s3ws_fs.core.lease import GIVEN, OWN
+from s3ws_fs.core.lease import GIVEN, NEW, OWN
 from s3ws_fs.store.base import Conditional
 from s3ws_fs.transfer import journaling, leasing
 from s3ws_fs.transfer.leasing import Claim
@@ -47,7 +47,8 @@ class Opening(Group):
                 uuid=ask["uuid"],
                 flush_id=new_id(session.means.randbits),
             )
-        elif taking.how == GIVEN:
+        elif taking.how == GIVEN or (taking.how == NEW and claim.epoch_floor):
+            # Without a lease, but not without a past: since we looked it may have been deleted.
             state = journaling.survey(session.store)
         return {
             "how": taking.how,
