@@ -11,6 +11,7 @@ Called by the `s3ws` entry point and `python -m s3ws_fs`.
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import sys
@@ -51,6 +52,8 @@ _MODULES: Final = {
     "backups": ("backup", "backups", "restore-backup"),
     "check": ("check",),
     "commands": ("ls", "status", "sync", "version"),
+    "delete": ("delete",),
+    "fleet": ("du", "list"),
     "fork": ("fork",),
     "git": ("git",),
     "history": ("snapshot", "snapshots", "turn"),
@@ -59,7 +62,7 @@ _MODULES: Final = {
     "rescue": ("rescue",),
     "rewind": ("restore", "undo"),
 }
-"""The commands, by the module below this one that has them; `a-b` is a_b there."""
+"""The commands, by the module below this one that has them; `a-b` is a_b there, `list` is list_."""
 _MODULE_OF: Final = {name: module for module, names in _MODULES.items() for name in names}
 
 
@@ -74,7 +77,8 @@ class _Commands(click.Group):
         if module is None:
             return None
         found = import_module(f"s3ws_fs.cli.{module}")
-        command = getattr(found, name.replace("-", "_"))
+        attribute = name.replace("-", "_")
+        command = getattr(found, attribute + ("_" if hasattr(builtins, attribute) else ""))
         assert isinstance(command, click.Command)
         return command
 

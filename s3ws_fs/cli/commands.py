@@ -28,7 +28,7 @@ from s3ws_fs.cli.render_git import git_troubles
 from s3ws_fs.control import client, registry
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.errors import ExitCode, UserError
-from s3ws_fs.workspaces.mounts import require_alive, runtime_dir, status_document
+from s3ws_fs.workspaces.mounts import require_alive, runtime_dir, status_document, status_documents
 
 _LIBRARIES: Final = ("pyfuse3", "lmdb", "trio", "boto3")
 
@@ -65,7 +65,7 @@ def status(mountpoint: str | None, as_json: bool) -> int:
             report.echo("\n".join(render.status_lines(document)))
         return ExitCode.NOT_MOUNTED if document["state"] == "dead" else ExitCode.OK
     infos, damaged = registry.list_mounts(runtime_dir())
-    documents = [status_document(info) for info in infos]
+    documents = status_documents(infos)
     if as_json:
         report.echo_json(documents)
     elif documents:

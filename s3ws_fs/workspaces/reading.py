@@ -73,7 +73,7 @@ class Workspace:
 
         It does not wait for the mirror. Raises UserError when the mount can't (exit 6, 9).
         """
-        info = self.info if self.info is not None and _writes(self.info) else mount_of(self.config)
+        info = self.info if self.info is not None and writes(self.info) else mount_of(self.config)
         if info is None or not info.is_alive():
             return
         path = registry.socket_path(runtime_dir(), info.mountpoint)
@@ -114,12 +114,12 @@ def mount_of(config: MountConfig) -> MountInfo | None:
     infos, _ = registry.list_mounts(runtime_dir())
     place = (config.workspace.prefix, config.store.location)
     for info in infos:
-        if (info.prefix, info.store_location) == place and _writes(info) and info.is_alive():
+        if (info.prefix, info.store_location) == place and writes(info) and info.is_alive():
             return info
     return None
 
 
-def _writes(info: MountInfo) -> bool:
+def writes(info: MountInfo) -> bool:
     """Whether it is a mount for writing: the caches of others have something behind the digest."""
     return _WRITERS_CACHE.search(info.cache_path) is not None
 
