@@ -12,6 +12,8 @@ RUN python3 -m venv /opt/s3ws \
  && /opt/s3ws/bin/pip install --no-cache-dir --no-build-isolation --require-hashes -r requirements/build.txt \
  && /opt/s3ws/bin/pip install --no-cache-dir --no-build-isolation --require-hashes -r requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE ./
+COPY packaging/s3ws.1 packaging/
+COPY packaging/completion packaging/completion
 COPY s3ws_fs s3ws_fs
 # The build tools are no part of what runs.
 RUN /opt/s3ws/bin/pip install --no-cache-dir --no-build-isolation --no-deps --no-index . \

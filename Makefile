@@ -9,7 +9,7 @@ PYTEST_WORKERS ?= 3
 UV ?= uv
 NIGHT_SEED ?= $(shell date +%Y%m%d)
 
-.PHONY: acceptance help check test lint fmt types layers locks nightly run play s3 bench pjdfstest lock clean setup
+.PHONY: acceptance help check test lint fmt types layers locks nightly run play s3 manual bench pjdfstest lock clean setup
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +34,9 @@ layers: | $(BIN)/pytest ## import-linter: the layers of docs/architecture.md
 
 test: | $(BIN)/pytest ## the tests; PYTEST_ARGS="-k name" for some, PYTEST_WORKERS=0 in one process
 	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+manual: | $(BIN)/pytest ## the manual page and the completion of shells anew, from the commands
+	$(BIN)/python -m scripts.manual
 
 fmt: | $(BIN)/pytest ## put the code into shape
 	$(BIN)/ruff check --fix .

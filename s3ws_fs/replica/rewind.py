@@ -330,7 +330,7 @@ def _answer(planned: dict[str, Any], snapshot: dict[str, Any] | None) -> dict[st
 def _too_large(why: str) -> UserError:
     return UserError(
         f"the tree as it was does not fit: {why}",
-        remedy="Nothing was changed. Raise WORKSPACE_MAX_SIZE_MB or WORKSPACE_MAX_INODES and mount "
+        remedy="Nothing was changed. Raise WORKSPACE_MAX_SIZE_MB or WORKSPACE_MAX_FILES and mount "
         "again, or restore some paths only.",
         exit_code=ExitCode.USAGE,
     )

@@ -13,9 +13,8 @@ from typing import Final
 import pytest
 
 from tests.docs import words
-from tests.docs.reading import PAGES, ROOT, Document, code_of, documents
+from tests.docs.reading import PAGES, ROOT, Document, documents
 
-COMMANDS: Final = Document("docs/commands.md")
 SPOKEN: Final = documents("README.md", "CHANGELOG.md", "docs/*.md", "packaging/**/*.md")
 PACKAGED: Final = sorted(
     path
@@ -80,23 +79,6 @@ def test_commands_in_what_is_packaged_exist(path: Path) -> None:
         for problem in words.problems(call)
     ]
     assert wrong == []
-
-
-def test_the_page_of_commands_has_each_one_and_no_other() -> None:
-    named: set[str] = set()
-    for _, cells in COMMANDS.rows():
-        for code in code_of(cells[0]):
-            named |= {
-                name
-                for name in words.all_commands()
-                if re.match(rf"s3ws {_alternatives(name)}(?:\s|$)", code.replace("\\|", "|"))
-            }
-    assert words.all_commands().keys() - named == set(), "docs/commands.md: a row for each, please"
-
-
-def _alternatives(name: str) -> str:
-    """`turn begin` also fits `turn begin|end`."""
-    return r" ".join(rf"(?:[a-z|-]*\|)?{re.escape(word)}(?:\|[a-z|-]*)?" for word in name.split())
 
 
 def test_files_and_modules_that_documents_name_are_there() -> None:

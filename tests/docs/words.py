@@ -16,6 +16,7 @@ from typing import Final
 import click
 
 from s3ws_fs.cli import cli
+from scripts.manual import commands
 
 _CALL: Final = re.compile(r"(?<![\w/.:@-])s3ws(?=\s|$)(?:[ \t]+([^\n;&<>`)\"]*))?")
 _OPTION: Final = re.compile(r"--?[A-Za-z][A-Za-z0-9-]*")
@@ -31,7 +32,7 @@ def calls(text: str) -> Iterator[str]:
         rest = match[1] or ""
         if before and before[0] in _IMAGES and "exec" not in before:
             first = rest.split()[:1]
-            if not first or first[0] not in commands_of(cli):
+            if not first or first[0] not in children(cli):
                 continue
         # A pipe ends a call; between words without space it separates alternatives.
         yield re.split(r"\s\|(?:\s|$)|#\s", rest)[0].strip()
@@ -40,34 +41,26 @@ def calls(text: str) -> Iterator[str]:
 def problems(arguments: str) -> list[str]:
     """What is wrong with the words behind `s3ws`."""
     words = re.sub(r"[\[\]()]|\.\.\.", " ", arguments).replace("\\|", "|").split()
-    commands: list[click.Command] = [cli]
-    while words and any(isinstance(each, click.Group) for each in commands):
+    reached: list[click.Command] = [cli]
+    while words and any(isinstance(each, click.Group) for each in reached):
         if words[0].startswith("-") or _PLACEHOLDER.fullmatch(words[0]):
             break
         names = words.pop(0).rstrip(".,:").split("|")
-        below = {n: c for each in commands if isinstance(each, click.Group)
-                 for n, c in commands_of(each).items()}  # fmt: skip
+        below = {name: c for each in reached for name, c in children(each).items()}
         unknown = [name for name in names if name not in below]
         if unknown:
             return [f"there is no command {unknown[0]!r}"]
-        commands = [below[name] for name in names]
-    known = set().union(*(options_of(command) for command in commands))
-    if words and commands == [cli] and not words[0].startswith("-"):
+        reached = [below[name] for name in names]
+    known = set().union(*(options_of(command) for command in reached))
+    if words and reached == [cli] and not words[0].startswith("-"):
         known |= every_option()
     return [
-        f"{commands[0].name} has no option {option}"
+        f"{reached[0].name} has no option {option}"
         for word in words
         if word.startswith("-")
         for option in _OPTION.findall(word.partition("=")[0])
         if option not in known
     ]
-
-
-def commands_of(group: click.Group) -> dict[str, click.Command]:
-    """The commands of a group, also of one that loads them when they are asked for."""
-    context = click.Context(group)
-    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
-    return {name: command for name, command in found.items() if command is not None}
 
 
 def options_of(command: click.Command) -> set[str]:
@@ -79,15 +72,18 @@ def options_of(command: click.Command) -> set[str]:
     return found
 
 
-def all_commands(command: click.Command = cli, path: str = "") -> dict[str, click.Command]:
-    """Every command that does something, by its words behind `s3ws`."""
+def children(command: click.Command) -> dict[str, click.Command]:
+    """The commands below a group, by name; none below a command."""
     if not isinstance(command, click.Group):
-        return {path: command}
-    found: dict[str, click.Command] = {}
-    for name, child in commands_of(command).items():
-        if not child.hidden:
-            found |= all_commands(child, f"{path} {name}".strip())
-    return found
+        return {}
+    context = click.Context(command)
+    found = {name: command.get_command(context, name) for name in command.list_commands(context)}
+    return {name: child for name, child in found.items() if child is not None}
+
+
+def all_commands() -> dict[str, click.Command]:
+    """Every command that does something, by its words behind `s3ws`."""
+    return dict(commands(cli, ""))
 
 
 def every_option() -> set[str]:

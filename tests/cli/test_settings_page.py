@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import types
+from collections.abc import Iterator
 from typing import Any, Final, Literal, get_args, get_origin
 
 import pytest
 
-from s3ws_fs.cli import cli
 from s3ws_fs.settings import OPTIONS, Settings
-from tests.docs import words
 from tests.docs.reading import PAGES, ROOT, Document, code_of
+from tests.docs.words import all_commands
 
 PAGE: Final = Document("docs/settings.md")
 ROWS: Final = {
@@ -32,15 +32,18 @@ VARIABLE: Final = re.compile(r"(?:WORKSPACE|S3WS|FILE_STORE|AWS_S3)(?:_[A-Z0-9]+
 OURS: Final = re.compile(r"\b(?:WORKSPACE_|S3WS_|FILE_STORE|AWS_S3_)[A-Z0-9_]*[A-Z0-9]\b")
 
 
-def variables_of_the_code() -> set[str]:
-    """Every string of the package and of what is packaged with it that names a variable of ours."""
-    found: set[str] = set()
+def strings_of_the_code() -> Iterator[tuple[str, str]]:
+    """Every string of the package and of what is packaged with it, with its file."""
     for top in ("s3ws_fs", "packaging"):
         for path in (ROOT / top).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    found |= {node.value} if VARIABLE.fullmatch(node.value) else set()
-    return found
+                    yield path.relative_to(ROOT).as_posix(), node.value
+
+
+def variables_of_the_code() -> set[str]:
+    """Those that are nothing but the name of a variable of ours."""
+    return {text for _, text in strings_of_the_code() if VARIABLE.fullmatch(text)}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -48,7 +51,7 @@ def test_a_setting_stands_there_as_it_is(name: str) -> None:
     assert name in ROWS, f"docs/settings.md has no row for {OPTIONS[name].variable}"
     where, (variables, flag, default, values, meaning) = ROWS[name]
     assert code_of(variables) == list(OPTIONS[name].variables), where
-    (parameter,) = (p for p in words.commands_of(cli)["mount"].params if p.name == name)
+    (parameter,) = (p for p in all_commands()["mount"].params if p.name == name)
     assert code_of(flag) == parameter.opts, where
     assert values, where
     assert meaning, where
@@ -79,6 +82,17 @@ def test_no_document_names_a_variable_that_nobody_reads() -> None:
         f"{page.name}: {name}"
         for page in PAGES
         for name in OURS.findall(page.text)
+        if name not in known and not any(other.startswith(f"{name}_") for other in known)
+    }
+    assert unknown == set()
+
+
+def test_what_a_person_is_told_to_set_can_be_set() -> None:
+    known = variables_of_the_code() | {v for o in OPTIONS.values() for v in o.variables}
+    unknown = {
+        f"{path}: {name}"
+        for path, text in strings_of_the_code()
+        for name in OURS.findall(text)
         if name not in known and not any(other.startswith(f"{name}_") for other in known)
     }
     assert unknown == set()
