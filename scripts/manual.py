@@ -86,6 +86,9 @@ def page() -> str:
         *_paragraphs(cli.help or ""),
         ".SH OPTIONS",
         *_options(cli, context),
+        ".TP",
+        f"\\fB{_escape(', '.join(context.help_option_names))}\\fR",
+        "Show what there is, and end; behind a command: what that takes.",
         ".SH COMMANDS",
     ]
     for path, command in commands(cli, ""):
@@ -147,9 +150,8 @@ def _options(command: click.Command, context: click.Context) -> list[str]:
     """Its own options; those of settings are in a section for all."""
     lines: list[str] = []
     settings = 0
-    is_top = command is cli
-    for parameter in command.get_params(context):
-        if not isinstance(parameter, click.Option) or (parameter.name == "help" and not is_top):
+    for parameter in command.params:
+        if not isinstance(parameter, click.Option):
             continue
         if parameter.name in OPTIONS:
             settings += 1
