@@ -53,6 +53,7 @@ _MODULES: Final = {
     "check": ("check",),
     "commands": ("ls", "status", "sync", "version"),
     "delete": ("delete",),
+    "doctor": ("doctor",),
     "fleet": ("du", "list"),
     "fork": ("fork",),
     "git": ("git",),

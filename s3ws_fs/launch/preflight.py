@@ -134,7 +134,7 @@ def _check_fuse(config: MountConfig) -> None:
             "--cap-add SYS_ADMIN.",
             exit_code=ExitCode.NO_FUSE,
         )
-    if config.allow_other and os.geteuid() != 0 and not _user_allow_other():
+    if config.allow_other and os.geteuid() != 0 and not user_allow_other():
         raise UserError(
             "allow_other is set, but this host does not let users do that.",
             remedy="Put the line user_allow_other into /etc/fuse.conf, or unset "
@@ -143,7 +143,8 @@ def _check_fuse(config: MountConfig) -> None:
         )
 
 
-def _user_allow_other() -> bool:
+def user_allow_other() -> bool:
+    """Whether /etc/fuse.conf lets users use allow_other."""
     try:
         lines = Path("/etc/fuse.conf").read_text(errors="replace").splitlines()
     except OSError:

@@ -55,6 +55,34 @@ def make_client(config: StoreConfig) -> tuple[Any, bytes]:
         raise map_error("open", config.location, exc) from without_secrets(exc)
 
 
+_SOURCES: Final = {
+    "env": "variables (AWS_ACCESS_KEY_ID)",
+    "shared-credentials-file": "the credentials file",
+    "config-file": "the configuration file",
+    "custom-process": "a credential_process",
+    "assume-role": "a role that is assumed",
+    "assume-role-with-web-identity": "a web identity",
+    "sso": "single sign-on",
+    "container-role": "the container's role",
+    "iam-role": "the instance's role",
+}
+
+
+def source_of_credentials(config: StoreConfig) -> str | None:
+    """Where the credentials come from, for a person; None when there are none.
+
+    Raises PermanentError, TransientError.
+    """
+    try:
+        credentials = boto3.session.Session().get_credentials()
+    except (BotoCoreError, ValueError) as exc:
+        raise map_error("open", config.location, exc) from without_secrets(exc)
+    if credentials is None:
+        return None
+    method = str(credentials.method)
+    return _SOURCES.get(method, method)
+
+
 def _digest(session: Any) -> bytes:
     credentials = session.get_credentials()
     # Those of a role are renewed by botocore itself; asking for them now would be a request.
