@@ -88,7 +88,8 @@ def main() -> int:
     try:
         with os.fdopen(arguments.config_fd, "rb") as source:
             config = MountConfig.loads(source.read())
-        logs.set_up(config.log_level, config.log_format)
+        about = {"workspace": config.workspace.prefix, "mountpoint": config.mountpoint}
+        logs.set_up(config.log_level, config.log_format, about=about)
         detached = arguments.ready_fd is not None or arguments.log_file
         log_path = logfile.log_path(config.workspace_cache_dir) if detached else None
         outcome = trio.run(Daemon(config, report, log_path=log_path, line=_line(arguments)).run)
@@ -100,6 +101,7 @@ def main() -> int:
         return int(error.exit_code)
     finally:
         report.close()
+        logs.summarise(at_end=True)
 
 
 def _line(arguments: argparse.Namespace) -> HolderLine | None:

@@ -1,6 +1,7 @@
 """The holder of one mount: starts its daemon, keeps what must outlive it, and starts the next.
 
-    python -I -S -E main.py --mountpoint DIR --config-fd N [--ready-fd M] -- COMMAND...
+    python -I -S -E main.py --mountpoint DIR --config-fd N [--ready-fd M] [--log-format json]
+        -- COMMAND...
 
 It keeps the connection to the kernel (the daemon that mounted hands it over), the settings, the
 environment, and a page of memory (`memory`). While no daemon runs, requests wait in the kernel.
@@ -44,6 +45,7 @@ SERVING = b"serving"
 """A daemon's word: requests are answered again."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WAKE_BYTES_MAX = 64
+log_format = "text"
 TAKE_OVER_S_MAX = 120.0
 """A daemon that has not taken over within this time is killed, and counts as one that died."""
 
@@ -285,10 +287,14 @@ def detach(mountpoint: str) -> None:
 
 
 def say(text: str) -> None:
-    """One line for the log, which is the standard error output."""
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    """One line for the log, which is the standard error output, as the daemon's lines are."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+    line = f"{stamp} error holder: {text}"
+    if log_format == "json":
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+        line = f'{{"time": "{stamp}", "level": "error", "logger": "holder", "message": "{text}"}}'
     try:
-        os.write(2, f"{stamp}.000Z error holder: {text}\n".encode())
+        os.write(2, f"{line}\n".encode())
     except OSError:
         return
 
@@ -297,6 +303,8 @@ def main(arguments: list[str]) -> int:
     """Parse by hand (argparse is large): see the head of the file. The exit status."""
     split = arguments.index("--")
     flags = dict(zip(arguments[:split:2], arguments[1:split:2], strict=True))
+    global log_format
+    log_format = flags.get("--log-format", log_format)
     ready = flags.get("--ready-fd")
     holder = Holder(
         flags["--mountpoint"],

@@ -187,7 +187,7 @@ def _config_fd(config: MountConfig) -> int:
 def _command(config: MountConfig, config_fd: int, ready_fd: int | None) -> list[str]:
     # Isolated: nothing of the environment is for the holder, which passes it on.
     holder = [sys.executable, "-I", "-S", "-E", HOLDER_PROGRAM, "--mountpoint", config.mountpoint]
-    holder += ["--config-fd", str(config_fd)]
+    holder += ["--config-fd", str(config_fd), "--log-format", config.log_format]
     # -P: what lies in the current directory is no module of ours.
     daemon = [sys.executable, "-P", "-m", DAEMON_MODULE]
     if ready_fd is not None:

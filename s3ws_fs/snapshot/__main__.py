@@ -16,14 +16,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import sys
 import threading
-import traceback
 from typing import Any, Final
 
 from s3ws_fs.core import jsontext
 from s3ws_fs.core.errors import FormatError, S3wsError
-from s3ws_fs.transfer import wire
+from s3ws_fs.transfer import faultline, wire
 
 NICENESS: Final = 10
 
@@ -55,16 +53,18 @@ def main() -> None:
     """Do the job that is said, and end."""
     os.nice(NICENESS)
     os.umask(0o077)
+    form, kind = "text", "the job"
     try:
         job = jsontext.object_of(_first_line(), "job")
+        form, kind = job.get("log_format", form), job["kind"]
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        module = importlib.import_module(JOBS[job["kind"]])
+        module = importlib.import_module(JOBS[kind])
         _say({"ok": module.run(job, _say)})
     except BrokenPipeError:
         os._exit(1)
     except Exception as exc:
         if not isinstance(exc, S3wsError | OSError):
-            traceback.print_exc(file=sys.stderr)
+            faultline.tell(form, "snapshot", f"{kind} failed")
         _say({"error": wire.error_json(exc)})
     # Threads may hang in the network: nothing of theirs is needed.
     os._exit(0)

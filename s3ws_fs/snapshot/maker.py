@@ -90,6 +90,7 @@ class Maker:
         self._running = "starting"
         return {
             "kind": kind,
+            "log_format": config.log_format,
             "cache_dir": str(self._cache.directory),
             "directory": str(directory),
             "store": config.store.to_json(),

@@ -26,15 +26,13 @@ import os
 import queue
 import select
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
 from s3ws_fs.core.errors import S3wsError
-from s3ws_fs.transfer import wire
+from s3ws_fs.transfer import faultline, wire
 from s3ws_fs.transfer.deadline import Deadline
 from s3ws_fs.transfer.requests import handlers
 from s3ws_fs.transfer.session import FETCH_LANES, Means, Session
@@ -141,7 +139,7 @@ class Worker:
         except (S3wsError, OSError) as exc:
             message = {"id": number, "error": wire.error_json(exc)}
         except Exception as exc:
-            traceback.print_exc(file=sys.stderr)
+            faultline.tell(self.session.log_format, "transfer.worker", f"{ask['cmd']} failed")
             message = {"id": number, "error": wire.error_json(exc)}
         message |= self.session.told()
         with self._busy_lock:

@@ -168,3 +168,15 @@ def test_the_mount_table_is_read_as_elsewhere() -> None:
     for mountpoint in ("/nowhere", "/a b\\c"):
         assert main.connection_at(mountpoint) is None
         assert table.connection_id(mountpoint) is None
+
+
+def test_what_it_says_is_a_line_as_the_daemons_are(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = 'the daemon "died" \\ again'
+    main.say(said)
+    monkeypatch.setattr(main, "log_format", "json")
+    main.say(said)
+    text, entry = capfd.readouterr().err.splitlines()
+    assert text.endswith(f"Z error holder: {said}")
+    assert json.loads(entry).items() >= {"level": "error", "message": said}.items()

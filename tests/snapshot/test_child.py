@@ -152,3 +152,19 @@ async def test_lines_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     await theirs.send_all(b'{"phase"' + b"x" * 10)
     with pytest.raises(FormatError, match="too long"):
         await child._hear(ours, lambda _: None)
+
+
+@pytest.mark.parametrize(("form", "found"), [("text", "error snapshot: "), ("json", '{"time": ')])
+def test_a_fault_of_ours_is_one_line_of_the_log(form: str, found: str) -> None:
+    command = [sys.executable, "-m", "s3ws_fs.snapshot"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        # It ends with its parent, so its input stays open until it has said what it says.
+        process.stdin.write(f'{{"kind": "nonsense", "log_format": "{form}"}}\n')
+        process.stdin.flush()
+        [line] = process.stderr.read().splitlines()
+    assert found in line
+    assert "nonsense failed" in line
+    assert "KeyError" in line
