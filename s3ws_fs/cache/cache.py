@@ -24,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -203,6 +203,12 @@ class Cache(Bookkeeping):
     def read(self) -> ReadContext:
         """`with cache.read() as view:` one point in time. Never across an await."""
         return ReadContext(self.env, self.tables)
+
+    def extent_bytes(self, extents: Iterable[bytes]) -> int:
+        """How many bytes these extents (by key) hold in all. They are not read, nor copied."""
+        with self.env.begin(buffers=True) as txn:
+            db = self.tables.extents
+            return sum(len(txn.get(key, db=db) or b"") for key in extents)
 
     def committed(self, tx: Tx) -> None:
         """Take over the counters of a committed transaction."""

@@ -29,7 +29,7 @@ _OF_FILES: Final = (keys.T_INODES, keys.T_CHUNKS, keys.T_XATTRS)
 def dirty(cache: Cache) -> dict[str, Any]:
     """What is not sealed: records, files, bytes, and the age of the oldest change."""
     files: set[int] = set()
-    held_bytes = 0
+    chunks: list[bytes] = []
     oldest_ns: int | None = None
     with cache.read() as view:
         records = view.dirty_count()
@@ -40,7 +40,8 @@ def dirty(cache: Cache) -> dict[str, Any]:
             if table in _OF_FILES:
                 files.add(keys.unpack_u64(key))
             if table == keys.T_CHUNKS:
-                held_bytes += len(view.txn.get(key, db=view.db.extents) or b"")
+                chunks.append(key)
+    held_bytes = cache.extent_bytes(chunks)
     age_s = None
     if oldest_ns is not None:
         age_s = round(max(0.0, (cache.now_ns() - oldest_ns) / 1e9), 3)

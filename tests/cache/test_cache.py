@@ -205,6 +205,15 @@ def test_an_extent_changed_after_the_freeze_stays_dirty(cache: Cache) -> None:
         assert view.chunk(2, 0) is None
 
 
+def test_bytes_of_extents_are_counted_without_reading_them(cache: Cache) -> None:
+    put(cache, make_inode(), b"abc")
+    put(cache, make_inode(3), b"x" * 5000)
+    both = [keys.chunk_key(2, 0), keys.chunk_key(3, 0)]
+    assert cache.extent_bytes(both) == 5003
+    assert cache.extent_bytes([*both, keys.chunk_key(9, 0)]) == 5003
+    assert cache.extent_bytes([]) == 0
+
+
 def test_a_file_deleted_after_the_freeze_does_not_come_back(cache: Cache) -> None:
     put(cache, make_inode(), b"abc")
     frozen = cache.generation
