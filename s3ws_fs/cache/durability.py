@@ -55,6 +55,8 @@ class Durability:
         """Set when those who are stopped may go on."""
         self.last_error: str | None = cache.recovered.why if cache.points.spoilt else None
         self._spoilt_s: float | None = None
+        self.on_point: Callable[[], None] = lambda: None
+        """Called after each sync point: something was changed before it."""
         cache.on_bytes = self._on_bytes
 
     def _on_bytes(self, uncovered_bytes: int) -> None:
@@ -99,6 +101,7 @@ class Durability:
         points.finish(pending)
         self.last_error = None
         self._cache.headroom.measure()
+        self.on_point()
 
     def health(self) -> dict[str, Any]:
         """The health of a mount whose cache is spoilt, since when as far as this process knows."""

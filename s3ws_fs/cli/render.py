@@ -89,7 +89,8 @@ def _live_lines(document: dict[str, Any]) -> list[str]:
             "quota",
             f"{human_bytes(_number(quota, 'used_bytes'))} of "
             f"{human_bytes(_number(quota, 'max_bytes'))}, {_number(quota, 'used_inodes')} of "
-            f"{counted(_number(quota, 'max_inodes'), 'file')}",
+            f"{counted(_number(quota, 'max_inodes'), 'file')}"
+            + ("; NEARLY FULL" if quota.get("warning") else ""),
         ),
     ]
     lines += _cache_lines(_part(document, "cache"))

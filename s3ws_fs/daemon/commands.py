@@ -154,6 +154,7 @@ class Commands:
             uptime_s=time.monotonic() - life.started_s,
             faults=life.faults(),
             holder=None if life.line is None else life.line.status(),
+            tally=life.tally() if args.get("counts") is True else None,
         )
 
     async def _sync(self, args: Event, emit: server.Emit) -> Event:

@@ -41,12 +41,14 @@ from s3ws_fs.control import logfile, registry, server
 from s3ws_fs.core.clock import CLOCK_REALTIME_COARSE, Clock
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, FormatError, FsError, UserError
+from s3ws_fs.daemon import logs
 from s3ws_fs.daemon.commands import Commands, Event, Followers, Outcome
 from s3ws_fs.daemon.ending import Ending
 from s3ws_fs.daemon.held import HolderLine
 from s3ws_fs.daemon.parts import Parts, identity
 from s3ws_fs.fuse import mount
 from s3ws_fs.fuse.operations import Operations
+from s3ws_fs.fuse.tally import Tally
 from s3ws_fs.fuse.translate import IdMap
 from s3ws_fs.replica.follower import Follower
 
@@ -56,7 +58,8 @@ RESTART_PAUSE_S: Final = 1.0
 RESTART_PAUSE_MAX_S: Final = 60.0
 """A service that fails again and again is started again after 1, 2, 4, … seconds."""
 
-LOG_CAP_INTERVAL_S: Final = 60.0
+LOG_INTERVAL_S: Final = 60.0
+"""How often the log is cut when it is full, and what storms left out is said."""
 
 HAND_ON_WAIT_S: Final = 5.0
 """How long a flush under way may hold up a restart."""
@@ -172,6 +175,10 @@ class Daemon:
         """How many requests of the kernel ended in EIO by a fault of ours."""
         return 0 if self._operations is None else self._operations.faults.count
 
+    def tally(self) -> Tally:
+        """What the kernel asked for."""
+        return Tally() if self._operations is None else self._operations.tally
+
     def _lost_holder(self) -> None:
         if self.mount is None and self.state == "restoring":
             self.request_stop()
@@ -211,7 +218,7 @@ class Daemon:
         await self._prepare(parts)
         for name, service in parts.services(self.config).items():
             services.start_soon(_keep_running, name, service)
-        services.start_soon(_keep_running, "log cap", self._cap_log)
+        services.start_soon(_keep_running, "log", self._keep_log)
         try:
             await self._serve(parts)
         except UserError:
@@ -355,10 +362,12 @@ class Daemon:
             self._report_start(event)
         self.followers.say(event)
 
-    async def _cap_log(self) -> None:
-        while self._log_path is not None:
-            logfile.cap(sys.stderr.fileno(), self._log_path)
-            await trio.sleep(LOG_CAP_INTERVAL_S)
+    async def _keep_log(self) -> None:
+        while True:
+            if self._log_path is not None:
+                logfile.cap(sys.stderr.fileno(), self._log_path)
+            logs.summarise()
+            await trio.sleep(LOG_INTERVAL_S)
 
 
 def _close(cache: Cache) -> None:

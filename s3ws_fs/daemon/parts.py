@@ -23,10 +23,13 @@ from s3ws_fs.cache.cache import Cache, Identity
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import FormatError, FsError
+from s3ws_fs.daemon import logs
+from s3ws_fs.daemon.quota import Quota
 from s3ws_fs.daemon.room import RoomKeeper
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fs.names import REAP_BATCH
 from s3ws_fs.fuse.invalidate import KernelCache
+from s3ws_fs.fuse.tally import Tally
 from s3ws_fs.replica import report
 from s3ws_fs.replica.fixed import FixedPoint
 from s3ws_fs.replica.follower import Follower
@@ -93,6 +96,7 @@ class Parts:
     fs: FileSystem
     replica: Replicator | Follower
     room: RoomKeeper
+    quota: Quota
     reaper: Reaper = field(default_factory=Reaper)
     kernel: KernelCache = field(default_factory=KernelCache)
     backups: Backups | None = None
@@ -132,7 +136,9 @@ class Parts:
             backups = Backups(config, cache, replica.worker, replica.health, host=host_name())
             git = GitState(config, cache, replica.worker, replica.health)
             replica.before_release = git.final
-        return cls(cache, durability, fs, replica, room, reaper, kernel, backups, git)
+        quota = Quota(cache, config.max_size_bytes, config.max_inodes, is_ours=not config.read_only)
+        durability.on_point = quota.look
+        return cls(cache, durability, fs, replica, room, quota, reaper, kernel, backups, git)
 
     def take_over(self) -> None:
         """The mount stands already, and the cache is its workspace."""
@@ -173,6 +179,16 @@ class Parts:
         return found
 
 
+def counts(parts: Parts, tally: Tally) -> dict[str, Any]:
+    """What only grows, since the daemon began: for metrics."""
+    return {
+        "fuse": tally.to_json(),
+        "log": logs.levels(),
+        **parts.replica.counts(),
+        "backup": {} if parts.backups is None else parts.backups.counts(),
+    }
+
+
 def status_document(
     config: MountConfig,
     parts: Parts,
@@ -181,10 +197,12 @@ def status_document(
     uptime_s: float,
     faults: int,
     holder: dict[str, Any] | None = None,
+    tally: Tally | None = None,
 ) -> dict[str, Any]:
-    """What `status` shows. The replica's fragments overlay what is said here."""
+    """What `status` shows. The replica's fragments overlay what is said here. With `tally` also
+    what was counted.
+    """
     cache = parts.cache
-    head = cache.head
     document = {
         "version": __version__,
         "pid": os.getpid(),
@@ -198,12 +216,7 @@ def status_document(
             "prefix": config.workspace.prefix,
         },
         "store": {"type": config.store.type, "location": config.store.location},
-        "quota": {
-            "used_bytes": head.used_bytes,
-            "max_bytes": config.max_size_bytes,
-            "used_inodes": head.inodes,
-            "max_inodes": config.max_inodes,
-        },
+        "quota": parts.quota.status(),
         "cache": {
             "path": config.workspace_cache_dir,
             "file_bytes": cache.file_bytes(),
@@ -219,6 +232,8 @@ def status_document(
         "uptime_s": round(uptime_s, 3),
         **parts.replica.status(),
     }
+    if tally is not None:
+        document["counts"] = counts(parts, tally)
     if cache.points.spoilt and document["health"]["state"] == "ok":
         document["health"] = parts.durability.health()
     return document

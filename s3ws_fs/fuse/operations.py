@@ -45,6 +45,7 @@ from s3ws_fs.core.types import Attr, Cred, NeedExtents
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse.caller import keeps_setgid
 from s3ws_fs.fuse.once import SETXATTR, Once, digest
+from s3ws_fs.fuse.tally import Tally
 from s3ws_fs.fuse.translate import (
     KERNEL_CACHE_S,
     Faults,
@@ -119,6 +120,7 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self.faults = Faults(gone_errno=errno.ESTALE if is_following else errno.ENOENT)
+        self.tally = Tally()
         self._fs = fs
         self._waiting = Waiting(fs, fetch, make_room, fetch_deadline_s)
         self._wait_durable = wait_durable
@@ -389,6 +391,7 @@ class Operations(pyfuse3.Operations):
         for rounds in range(FETCH_ROUNDS_MAX + 1):
             result = self._fs.read(fh, off, size)
             if not isinstance(result, NeedExtents):
+                self.tally.read_bytes += len(result)
                 return result
             await self._waiting.warm(result, rounds)
         raise AssertionError("unreachable: warm raises after the last round")
@@ -408,6 +411,7 @@ class Operations(pyfuse3.Operations):
                     raise
                 continue
             if not isinstance(result, NeedExtents):
+                self.tally.written_bytes += result
                 return result
             await self._waiting.warm(result, rounds)
         raise AssertionError("unreachable: warm raises after the last round")

@@ -7,7 +7,8 @@ Invariants
    counted, logged (rate-limited, with its traceback) and answered with EIO.
 3. `atomic` wraps a plain function: it can't await, so nothing else runs between its first and its
    last line, and its reply leaves before the next request is read. `awaiting` wraps a coroutine:
-   other requests are served while it waits.
+   other requests are served while it waits. Both count in `tally` what was asked and how long it
+   took.
 4. The kernel may keep what we say for `KERNEL_CACHE_S`: every change passes through the kernel that
    caches it, which updates or drops what the change made stale (tests/fuse/test_kernel_cache.py);
    one that did not is told to the kernel (`invalidate`). On a read-only mount, whose files change
@@ -23,6 +24,7 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from time import perf_counter_ns
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
@@ -30,6 +32,7 @@ import pyfuse3
 from s3ws_fs.core import acl, failpoints
 from s3ws_fs.core.errors import FormatError, FsError, GoneError
 from s3ws_fs.core.types import Attr, Cred, StatFs
+from s3ws_fs.fuse.tally import SUM, Tally
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +179,7 @@ class HasFaults(Protocol):
     """What a class with wrapped handlers provides."""
 
     faults: Faults
+    tally: Tally
 
 
 class MakesRoom(HasFaults, Protocol):
@@ -200,6 +204,12 @@ def _errno_for(handler: str, faults: Faults, exc: Exception) -> int:
     return errno.EIO
 
 
+def _refusal(handler: str, at: HasFaults, exc: Exception) -> pyfuse3.FUSEError:
+    number = _errno_for(handler, at.faults, exc)
+    at.tally.failed(number)
+    return pyfuse3.FUSEError(number)
+
+
 def atomic(
     function: Callable[Concatenate[S, P], R],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
@@ -208,6 +218,7 @@ def atomic(
 
     @functools.wraps(function)
     async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        begun_ns = perf_counter_ns()
         try:
             result = function(self, *args, **kwargs)
             failpoints.hit(failpoints.ANSWER_BEFORE)
@@ -215,7 +226,12 @@ def atomic(
         except pyfuse3.FUSEError:
             raise
         except Exception as exc:
-            raise pyfuse3.FUSEError(_errno_for(name, self.faults, exc)) from None
+            raise _refusal(name, self, exc) from None
+        finally:
+            took_ns = perf_counter_ns() - begun_ns
+            slots = self.tally.kinds[name]
+            slots[took_ns.bit_length()] += 1
+            slots[SUM] += took_ns
 
     return handler
 
@@ -248,6 +264,7 @@ def awaiting(
 
     @functools.wraps(function)
     async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        begun_ns = perf_counter_ns()
         try:
             result = await function(self, *args, **kwargs)
             failpoints.hit(failpoints.ANSWER_BEFORE)
@@ -255,6 +272,11 @@ def awaiting(
         except pyfuse3.FUSEError:
             raise
         except Exception as exc:
-            raise pyfuse3.FUSEError(_errno_for(name, self.faults, exc)) from None
+            raise _refusal(name, self, exc) from None
+        finally:
+            took_ns = perf_counter_ns() - begun_ns
+            slots = self.tally.kinds[name]
+            slots[took_ns.bit_length()] += 1
+            slots[SUM] += took_ns
 
     return handler

@@ -156,21 +156,22 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def unsaved_of(info: MountInfo) -> dict[str, Any] | None:
+def unsaved_of(info: MountInfo, *, paths: bool = True) -> dict[str, Any] | None:
     """What the cache of a dead daemon holds that is not saved; None when it can't be read.
 
-    {"records": n, "files": n, "oldest_ns": n or None, "unmirrored": n, "paths": [first paths]}
+    {"records": n, "files": n, "oldest_ns": n or None, "unmirrored": n, "paths": [first paths]};
+    without `paths` the tree is not walked, and the last two are left out.
     """
     try:
         with inspect.open_readonly(Path(info.cache_path)) as inspector:
             records, files, oldest_ns = inspector.dirty_summary()
-            behind = list(_behind(inspector))
+            behind = list(_behind(inspector)) if paths else []
     except (S3wsError, OSError):
         return None
-    return {
-        "records": records,
-        "files": files,
-        "oldest_ns": oldest_ns,
+    summary = {"records": records, "files": files, "oldest_ns": oldest_ns}
+    if not paths:
+        return summary
+    return summary | {
         "unmirrored": len(behind),
         "paths": [os.fsdecode(path) for path in behind[:UNSAVED_PATHS_MAX]],
     }

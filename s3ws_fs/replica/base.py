@@ -47,6 +47,8 @@ class Health:
         self.retry = Retry()
         self.error: str | None = None
         self.degraded_since_s: float | None = None
+        self.tries = {"ok": 0, "failed": 0}
+        """How the tries ended since the daemon began."""
 
     @property
     def trouble(self) -> tuple[str | None, float | None]:
@@ -58,6 +60,7 @@ class Health:
         if self.error is not None:
             log.info("%s", self._again)
         self.retry.worked()
+        self.tries["ok"] += 1
         self.error = self.degraded_since_s = None
 
     def failed(self, error: Exception) -> None:
@@ -66,6 +69,7 @@ class Health:
             log.warning("%s: %s", self._what, error)
             self.degraded_since_s = trio.current_time()
         self.error = str(error) or type(error).__name__
+        self.tries["failed"] += 1
 
 
 class Replica:
@@ -90,6 +94,7 @@ class Replica:
                 "cache_dir": str(cache.directory),
                 "spool_dir": str(cache.spool_dir),
                 "local": config.local_patterns,
+                "log_format": config.log_format,
                 **(_READ_ONLY if read_only else {}),
             },
             reader_check=cache.reader_check,
@@ -112,6 +117,13 @@ class Replica:
     def set_make_room(self, make_room: Callable[[], Awaitable[bool]]) -> None:
         """What to call when there is no room for fetched bytes (see Hydrator.make_room)."""
         self._hydrator.make_room = make_room
+
+    def counts(self) -> dict[str, Any]:
+        """What only grows, for metrics."""
+        return {
+            "store": self.worker.traffic.to_json(),
+            "workers": {"started": self.worker.spawned, "stuck": self.worker.stuck},
+        }
 
     async def watch(self) -> None:
         """After a failed read: see by itself when the store is back."""

@@ -90,6 +90,9 @@ class Flusher:
         self.sealed_generation = 0
         self.mirrored_generation = 0
         self.last_sealed_s: float | None = None
+        self.seals = 0
+        self.seals_s = 0.0
+        """How many segments were sealed, and how long that took from freeze to seal, in all."""
         self.unmirrored: dict[int, tuple[str, str]] = {}
         self.conflicts: dict[str, str] = {}
         self._conflict_inos: dict[str, list[int]] = {}
@@ -161,6 +164,7 @@ class Flusher:
             or bool(self._cache.get_json(position.CHECKPOINT_DUE))
         )
         self.state = "freezing"
+        begun_s = trio.current_time()
         freeze_ns = self._cache.now_ns()
         ask = {
             "workspace": self._cache.get_json("workspace"),
@@ -191,6 +195,8 @@ class Flusher:
             position.remember(self._cache, self._sealed)
             failpoints.hit(failpoints.FLUSH_SEALED)
             self.last_sealed_s = trio.current_time()
+            self.seals += 1
+            self.seals_s += self.last_sealed_s - begun_s
             self._segments += 1
             self._segment_bytes += frozen["segment_bytes"]
         self.sealed_generation = generation

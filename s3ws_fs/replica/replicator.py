@@ -440,6 +440,14 @@ class Replicator(Replica):
             "lease": self._lease.status(),
         }
 
+    def counts(self) -> dict[str, Any]:
+        """What only grows, for metrics."""
+        flusher = self._flusher
+        return super().counts() | {
+            "flushes": dict(self._health.tries),
+            "seals": {"count": flusher.seals, "sum_s": round(flusher.seals_s, 3)},
+        }
+
     def _flush_status(self, now_s: float) -> dict[str, Any]:
         flusher = self._flusher
         state = flusher.state

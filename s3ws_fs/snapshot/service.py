@@ -81,6 +81,7 @@ class Backups(Maker):
         self._emergency_generation: int | None = None
         self._next_send_s = 0.0
         self._error_at: float | None = None
+        self._counts = {"made": 0, "failed": 0}
         self._stopped = False
         self._scopes: set[trio.CancelScope] = set()
         noted = cache.get_json(NOTE)
@@ -171,6 +172,7 @@ class Backups(Maker):
         if self._error is None:
             log.warning("the backup failed, it will be tried again: %s", exc)
         self._error, self._error_at = str(exc) or type(exc).__name__, self._wall_s()
+        self._counts["failed"] += 1
 
     # --- one backup ------------------------------------------------------------------------
 
@@ -268,6 +270,7 @@ class Backups(Maker):
             "memory_bytes": done["memory_bytes"],
         }
         self._schedule.done(trio.current_time(), done["generation"])
+        self._counts["made"] += 1
         if self._error is not None:
             log.info("backups work again")
         self._error = self._error_at = None
@@ -391,6 +394,10 @@ class Backups(Maker):
         self._drop_kept(but=None if kept is None else kept[0])
 
     # --- status ----------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        """Backups made, and tries that failed, since the daemon began."""
+        return dict(self._counts)
 
     def status(self) -> dict[str, Any]:
         """Backups' part of the status document. Never waits."""

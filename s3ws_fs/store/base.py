@@ -49,7 +49,12 @@ SLOW_LINE_BYTES_PER_S: Final = 100_000
 """The slowest line on which a request's bytes count as moving."""
 DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
 OPS: Final = ("put", "get", "list", "copy", "delete", "head")
+OUTCOMES_MAX: Final = 200
+"""Pairs of operation and outcome told apart; the server chooses the names of its errors."""
+CODE_CHARS_MAX: Final = 64
+OTHER_CODE: Final = "other"
 
+_CODE = re.compile(rf"[A-Za-z0-9._-]{{1,{CODE_CHARS_MAX}}}", re.ASCII)
 _METADATA_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*", re.ASCII)
 _METADATA_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?|", re.ASCII)
 _CONTENT_TYPE = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?", re.ASCII)
@@ -126,15 +131,31 @@ class Keeps:
 
 @dataclass
 class Counters:
-    """Thread-safe counts of requests on the wire (retries count) by operation and outcome."""
+    """Thread-safe counts of requests on the wire (retries count) by operation and outcome, and of
+    the bytes of objects that went each way.
+    """
 
+    sent_bytes: int = 0
+    received_bytes: int = 0
     _counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, op: str, code: str) -> None:
-        """Count one request. `code` is an HTTP status or an error's name."""
+        """Count one request. `code` is an HTTP status or an error's name; a name that is none of
+        ours, or one too many, counts as OTHER_CODE.
+        """
+        if not _CODE.fullmatch(code):
+            code = OTHER_CODE
         with self._lock:
+            if len(self._counts) >= OUTCOMES_MAX and (op, code) not in self._counts:
+                code = OTHER_CODE
             self._counts[op, code] += 1
+
+    def carried(self, *, sent_bytes: int = 0, received_bytes: int = 0) -> None:
+        """Count the bytes of (a part of) an object that arrived."""
+        with self._lock:
+            self.sent_bytes += sent_bytes
+            self.received_bytes += received_bytes
 
     def by_op(self) -> dict[str, int]:
         """Requests by operation; every name of OPS is there."""

@@ -116,7 +116,9 @@ class LocalStore(ObjectStore):
                     raise ConflictError("get", key, "the object was edited while it was read")
                 return Fetched(data, _etag(info), info.st_size)
 
-        return self._counted("get", key, run)
+        found = self._counted("get", key, run)
+        self.counters.carried(received_bytes=len(found.data))
+        return found
 
     def head(self, key: str) -> ObjectInfo:
         """See ObjectStore.head."""
@@ -152,7 +154,9 @@ class LocalStore(ObjectStore):
                 _write_all(fd, source.read_at(offset, length))
             return content_type, metadata or {}
 
-        return self._counted("put", key, lambda: self._write(key, fill, if_none_match, if_match))
+        etag = self._counted("put", key, lambda: self._write(key, fill, if_none_match, if_match))
+        self.counters.carried(sent_bytes=source.size_bytes)
+        return etag
 
     def copy(
         self,

@@ -108,7 +108,9 @@ class MemoryStore(ObjectStore):
             end = None if length is None else offset + length
             return Fetched(found.data[offset:end], found.info.etag, len(found.data))
 
-        return self._run("get", key, apply)
+        found = self._run("get", key, apply)
+        self.counters.carried(received_bytes=len(found.data))
+        return found
 
     def head(self, key: str) -> ObjectInfo:
         """See ObjectStore.head."""
@@ -135,7 +137,9 @@ class MemoryStore(ObjectStore):
             self._require("put", key, if_none_match, if_match)
             return self._store(key, data, content_type, metadata or {})
 
-        return self._run("put", key, apply)
+        etag = self._run("put", key, apply)
+        self.counters.carried(sent_bytes=len(data))
+        return etag
 
     def copy(
         self,

@@ -120,6 +120,7 @@ class S3Store(ObjectStore):
             if exc.detail.startswith(("InvalidRange", "416")):
                 return self._empty_range(key, if_match)
             raise
+        self.counters.carried(received_bytes=len(answer["Body"]))
         return fetched(answer, offset, length)
 
     def head(self, key: str, *, marker: bool = False) -> ObjectInfo:

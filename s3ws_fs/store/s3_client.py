@@ -115,7 +115,7 @@ class Wire:
         """
         number = self._waits.begin(op, key, size_bytes)
         try:
-            return self._send(
+            result = self._send(
                 (op, key, request, needs),
                 number,
                 was_ours,
@@ -123,6 +123,9 @@ class Wire:
             )
         finally:
             self._waits.end(number)
+        if op == "put":
+            self._counters.carried(sent_bytes=size_bytes)
+        return result
 
     def _send(
         self,

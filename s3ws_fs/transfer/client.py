@@ -22,9 +22,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import trio
 
@@ -46,6 +47,10 @@ TOLD_S: Final = 10.0
 SILENT: Final[dict[str, Any]] = {"op": "the transfer", "key": "worker", "failures": 0}
 PING_ID: Final = 0
 """Requests proper are numbered from 1."""
+
+_TRAFFIC: Final = ("requests", "sent_bytes", "received_bytes")
+OPS: Final = ("put", "get", "list", "copy", "delete", "head")
+"""As store.base has them, which the daemon does not load."""
 
 OnPart = Callable[[dict[str, Any], memoryview], Awaitable[None]]
 
@@ -108,6 +113,47 @@ async def start_process() -> tuple[Running, trio.abc.Stream]:
     return process, trio.SocketStream(trio.socket.from_stdlib_socket(ours))
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Requests to the store by "operation outcome" (store.base.Counters), and bytes of objects."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.requests + other.requests,
+            self.sent_bytes + other.sent_bytes,
+            self.received_bytes + other.received_bytes,
+        )
+
+    def by_op(self) -> dict[str, int]:
+        """Requests by operation; every name of OPS is there."""
+        totals = dict.fromkeys(OPS, 0)
+        for name, count in self.requests.items():
+            op = name.partition(" ")[0]
+            totals[op] = totals.get(op, 0) + count
+        return totals
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Traffic:
+        """The inverse of `to_json`. Raises FormatError."""
+        requests, sent, received = (value.get(name) for name in _TRAFFIC)
+        numbers = [sent, received, *(requests.values() if isinstance(requests, dict) else (None,))]
+        if not all(type(number) is int for number in numbers):
+            raise FormatError("worker frame", "not what went to the store and came from it")
+        return cls(Counter(requests), cast(int, sent), cast(int, received))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "requests": dict(sorted(self.requests.items())),
+            "sent_bytes": self.sent_bytes,
+            "received_bytes": self.received_bytes,
+        }
+
+
 @dataclass(eq=False)
 class _Asked:
     """A request under way: parts and the answer go through `send` in order."""
@@ -149,8 +195,8 @@ class WorkerClient:
         self._next_id = 1
         self._last_spawn_s = -RESPAWN_S
         self._closed = False
-        self._base = dict.fromkeys(("put", "get", "list", "copy", "delete", "head"), 0)
-        self._now = dict(self._base)
+        self._traffic_before = Traffic()
+        self._traffic_now = Traffic()
         self.spawned = 0
         self.stuck = 0
         """Workers that were ended because they kept silent."""
@@ -175,9 +221,14 @@ class WorkerClient:
         return None if self._current is None else self._current.process.pid
 
     @property
+    def traffic(self) -> Traffic:
+        """What went to the store and came from it since the daemon began."""
+        return self._traffic_before + self._traffic_now
+
+    @property
     def requests(self) -> dict[str, int]:
-        """Requests to the store since the mount, by operation."""
-        return {op: self._base[op] + self._now.get(op, 0) for op in self._base}
+        """Requests to the store since the daemon began, by operation."""
+        return self.traffic.by_op()
 
     async def close(self) -> None:
         """End the worker: its socket closes, so it exits by itself; killed after END_GRACE_S.
@@ -294,8 +345,8 @@ class WorkerClient:
                 head = await self._read(worker, wire.HEAD_BYTES)
                 rest = await self._read(worker, wire.rest_bytes(head))
                 message, payload = wire.decode(head, rest)
-                if "requests" in message:
-                    self._now = message["requests"]
+                if "traffic" in message:
+                    self._traffic_now = Traffic.from_json(message["traffic"])
                 if message["id"] == PING_ID and "ok" in message:
                     self._note_late(message["ok"]["late"])
                 if "lease" in message:
@@ -374,7 +425,5 @@ class WorkerClient:
         if grace.cancelled_caught:
             worker.process.kill()
             await worker.process.wait()
-        for op, count in self._now.items():
-            self._base[op] = self._base.get(op, 0) + count
-        self._now = {}
+        self._traffic_before, self._traffic_now = self.traffic, Traffic()
         self._reader_check()

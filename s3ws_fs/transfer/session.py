@@ -66,6 +66,7 @@ class Session:
         self.spool = Path()
         self.cache_dir = Path()
         self.workspace = ""
+        self.log_format = "text"
         self.local_patterns = ""
         """What the person added to the local paths (core.policies.split_patterns)."""
         self._store: ScopedStore | None = None
@@ -96,6 +97,7 @@ class Session:
         self._store = store if how else GatedStore(store, self._gate)
         self._transfers = means.pool(max(1, config.max_parallel - FETCH_LANES), "transfer")
         self.workspace = ask.get("workspace", "")
+        self.log_format = ask.get("log_format", "text")
         self.local_patterns = ask.get("local", "")
 
     @property
@@ -144,7 +146,12 @@ class Session:
         """What every answer says besides: requests so far, the newest proof of the lease."""
         told: dict[str, Any] = {}
         if self._store is not None:
-            told["requests"] = self._store.counters.by_op()
+            counters = self._store.counters
+            told["traffic"] = {
+                "requests": counters.by_code(),
+                "sent_bytes": counters.sent_bytes,
+                "received_bytes": counters.received_bytes,
+            }
         if self._gate is not None and self._gate.grant is not None:
             told["lease"] = self._gate.grant.to_json()
         return told

@@ -43,7 +43,7 @@ _STORE_KINDS: Final[dict[str, type[StoreError]]] = {
     "notfound": NotFoundError,
     "conflict": ConflictError,
 }
-_MEMBERS: Final[dict[str, type]] = {"part": dict, "ok": dict, "error": dict, "requests": dict}
+_MEMBERS: Final[dict[str, type]] = {"part": dict, "ok": dict, "error": dict, "traffic": dict}
 _KIND_OF: Final = {cls: kind for kind, cls in _STORE_KINDS.items()}
 
 

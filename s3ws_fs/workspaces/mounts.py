@@ -59,9 +59,9 @@ def status_documents(infos: Sequence[MountInfo]) -> list[dict[str, Any]]:
         return list(pool.map(status_document, infos))
 
 
-def status_document(info: MountInfo) -> dict[str, Any]:
-    """The status document of one mount; of a dead or silent daemon what is known without it."""
-    base: dict[str, Any] = {
+def described(info: MountInfo) -> dict[str, Any]:
+    """What is known of a mount without asking its daemon."""
+    return {
         "mountpoint": info.mountpoint,
         "pid": info.pid,
         "workspace": {
@@ -73,14 +73,26 @@ def status_document(info: MountInfo) -> dict[str, Any]:
         "cache": {"path": info.cache_path},
         "log": info.log_path,
     }
+
+
+def status_document(
+    info: MountInfo, *, counts: bool = False, timeout_s: float = client.STATUS_TIMEOUT_S
+) -> dict[str, Any]:
+    """The status document of one mount; of a dead or silent daemon what is known without it.
+
+    With `counts` it has a member of that name, with what only grows (requests, operations, bytes);
+    of a dead one it is then told how much is unsaved, not what.
+    """
+    base = described(info)
     if not info.is_alive():
-        return base | {"state": "dead", "unsaved": launch.unsaved_of(info)}
+        return base | {"state": "dead", "unsaved": launch.unsaved_of(info, paths=not counts)}
     try:
         path = registry.socket_path(runtime_dir(), info.mountpoint)
-        document = client.request(path, "status")
+        args = {"counts": True} if counts else {}
+        document = client.request(path, "status", args, timeout_s=timeout_s)
     except client.DaemonGoneError:
         if not info.is_alive():
-            return base | {"state": "dead", "unsaved": launch.unsaved_of(info)}
+            return base | {"state": "dead", "unsaved": launch.unsaved_of(info, paths=not counts)}
         return base | {"state": "starting"}
     except UserError as exc:
         return base | {"state": "silent", "error": wire.error_object(exc)}

@@ -38,7 +38,8 @@ class _EmptyFileSystem:
 def parts_over(replica: object) -> Parts:
     """Parts that do nothing, and this replica."""
     fs = cast(Any, _EmptyFileSystem())
-    return Parts(cast(Any, None), cast(Any, None), fs, cast(Any, replica), cast(Any, None))
+    none = cast(Any, None)
+    return Parts(none, none, fs, cast(Any, replica), none, none)
 
 
 @pytest.fixture

@@ -285,7 +285,7 @@ ANSWER: Final = {
     "error": {"kind": "transient", "op": "put", "key": "k", "detail": "d"},
     "part": {"rows": [["a", 1, 2, 3, "etag", DIGEST.hex()]], "removed": ["b"]},
     "ok": {},
-    "requests": {"put": 1},
+    "traffic": {"requests": {"put 200": 1}, "sent_bytes": 2, "received_bytes": 3},
 }
 STATUS: Final = {
     "mountpoint": "/m", "pid": 1, "state": "ready", "uptime_s": 5.0,

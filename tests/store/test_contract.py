@@ -454,10 +454,15 @@ def test_check_and_counters(subject: Subject) -> None:
     store.delete("k2")
     with pytest.raises(StoreError):
         store.get("none")
+    sent, received = store.counters.sent_bytes, store.counters.received_bytes
+    store.put("k", b"x" * 1000)
+    assert store.get("k", 100, 50).data == b"x" * 50
+    assert store.counters.sent_bytes == sent + 1000
+    assert store.counters.received_bytes == received + 50
     after = store.counters.by_op()
     assert {op: after[op] - before[op] for op in after if op != "head"} == {
-        "put": 1,
-        "get": 2,
+        "put": 2,
+        "get": 3,
         "list": 1,
         "copy": 1,
         "delete": 1,

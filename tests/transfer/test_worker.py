@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from s3ws_fs.core import layout
 from s3ws_fs.core.config import StoreConfig
 from s3ws_fs.core.errors import FormatError, PermanentError, TransientError
 from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.store.base import OPS
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import wire
-from s3ws_fs.transfer.client import WorkerClient
+from s3ws_fs.transfer.client import Traffic, WorkerClient
 from tests.transfer.conftest import PREFIX
 
 CLAIM = {
@@ -131,6 +134,42 @@ async def test_probe(client: WorkerClient) -> None:
     found = await client.ask("probe", allow_unconditional=False)
     assert found["conditional"]["put_must_create"]
     assert client.requests["put"] > 0
+    traffic = client.traffic
+    assert (
+        traffic.requests["put 200"] + traffic.requests["put ConflictError"]
+        == (client.requests["put"])
+    )
+    assert traffic.sent_bytes > 0
+    # The next worker begins at nothing; what is told goes on.
+    pid = client.pid
+    assert pid is not None
+    await client.rest()
+    assert client.traffic == traffic
+    await client.ask("survey")
+    assert client.pid != pid
+    assert client.traffic.requests["put 200"] == traffic.requests["put 200"]
+    assert client.traffic.requests.total() > traffic.requests.total()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"requests": [], "sent_bytes": 0, "received_bytes": 0},
+        {"requests": {"put 200": "1"}, "sent_bytes": 0, "received_bytes": 0},
+        {"requests": {}, "sent_bytes": None, "received_bytes": 0},
+    ],
+)
+def test_traffic_of_another_shape_is_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(FormatError):
+        Traffic.from_json(said)
+
+
+def test_traffic_survives_the_way() -> None:
+    traffic = Traffic(Counter({"put 200": 2, "get NoSuchKey": 1}), 5, 6)
+    assert Traffic.from_json(traffic.to_json()) == traffic
+    assert traffic.by_op()["put"] == 2
+    assert Traffic().by_op() == dict.fromkeys(OPS, 0)
 
 
 async def test_an_unknown_request_is_an_error_not_a_death(client: WorkerClient) -> None:
@@ -139,6 +178,22 @@ async def test_an_unknown_request_is_an_error_not_a_death(client: WorkerClient) 
     pid = client.pid
     await client.ask("survey")
     assert client.pid == pid
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_a_fault_of_ours_is_one_line_of_the_log(
+    client: WorkerClient, form: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client.hello["log_format"] = form
+    with pytest.raises(PermanentError):
+        await client.ask("nonsense")
+    [line] = capfd.readouterr().err.splitlines()
+    if form == "json":
+        entry = json.loads(line)
+        assert (entry["level"], entry["message"]) == ("error", "nonsense failed")
+        assert "KeyError" in entry["error"]
+    else:
+        assert " error transfer.worker: nonsense failed\\nTraceback" in line
 
 
 async def test_a_killed_worker_is_spawned_again(client: WorkerClient) -> None:
