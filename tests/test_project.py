@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("build", "runtime", "dev")
 PIN = re.compile(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)( ; [^\\]+)? \\")
 HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
-HEAVY = {"boto3", "botocore", "pydantic", "click", "rich"}
+HEAVY = {"boto3", "botocore", "pydantic", "click", "rich", "prometheus_client"}
 
 
 def pins(lock: str) -> dict[str, set[str]]:

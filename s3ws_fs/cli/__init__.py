@@ -59,6 +59,7 @@ _MODULES: Final = {
     "git": ("git",),
     "history": ("snapshot", "snapshots", "turn"),
     "look": ("cat", "diff", "log"),
+    "metrics.command": ("metrics",),
     "mounting": ("mount", "restart", "umount"),
     "rescue": ("rescue",),
     "rewind": ("restore", "undo"),

@@ -32,6 +32,7 @@ UNTIL_ENDED: Final = (
     r"s3ws (?:watch|top|web)\b",
     r"s3ws mount .*--foreground",
     r"make s3$",
+    r"s3ws metrics .*--listen",
 )
 """Commands that go on until they are ended: run until they print something, then interrupted."""
 
