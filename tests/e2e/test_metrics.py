@@ -81,6 +81,7 @@ def test_every_metric_is_there_and_says_what_was_done(
     found, names = told(host)
     assert names == declared("follow_age_seconds")
     assert one(found, "mounts") == 1
+    assert one(found, "start_time_seconds") == one(before, "start_time_seconds") > 1e9
     assert one(found, "dirty_bytes") == one(found, "oldest_dirty_age_seconds") == 0
     assert one(found, "sealed_generation") == one(found, "head_generation") > 0
     assert one(found, "fuse_op_duration_seconds_count", op="rename") >= 1

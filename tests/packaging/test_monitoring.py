@@ -216,8 +216,8 @@ CASES: Final[dict[str, tuple[Series, Series]]] = {
         {"up": "0x99", "mount_given_up": "1x99"},
     ),
     "S3wsDaemonKeepsDying": (
-        {"start_time_seconds": "0+1x99"},
-        {"start_time_seconds": "0x50 1x20 2x27"},
+        {"daemon_restarts_total": "0+1x99"},
+        {"daemon_restarts_total": "0x50 1x20 2x27"},
     ),
     "S3wsBackupsFail": ({"backup_failing": "1x99"}, {"backup_failing": "1x20 0x78"}),
     "S3wsBackupTooOld": (

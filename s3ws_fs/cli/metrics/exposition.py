@@ -90,14 +90,18 @@ def _documents(infos: Sequence[MountInfo]) -> list[Document]:
 
 def _document(info: MountInfo) -> Document:
     document = status_document(info, counts=True, timeout_s=COLLECT_S)
+    if document.get("state") == "dead":
+        return document
     pids = {
         "daemon": document.get("pid"),
         "holder": at(document, "holder.pid"),
         "worker": document.get("worker_pid"),
     }
     found = {name: _process(pid) for name, pid in pids.items() if isinstance(pid, int)}
-    is_alive = document.get("state") != "dead"
-    return document | {"processes": {n: said for n, said in found.items() if said and is_alive}}
+    return document | {
+        "started_at_s": info.started_at_s,
+        "processes": {name: said for name, said in found.items() if said is not None},
+    }
 
 
 def _process(pid: int) -> dict[str, float] | None:

@@ -66,10 +66,6 @@ def _given_up(document: Document, _: float) -> Samples:
     yield (), float(document.get("state") == "dead")
 
 
-def _start_time(document: Document, now_s: float) -> Samples:
-    yield from ago(document, "uptime_s", now_s)
-
-
 add("up", GAUGE, "1 when the daemon of the mount answers, 0 when it is dead or silent", _up)
 _OF_INFO = ("version", "state", "store", "read_only")
 add("mount", INFO, "Always 1; what the mount is and does, in labels", _info, _OF_INFO)
@@ -80,7 +76,7 @@ add(
     "cache keeps what is not saved",
     _given_up,
 )
-add("start_time_seconds", GAUGE, "When this daemon began, in Unix time", _start_time)
+value("start_time_seconds", "started_at_s", "When this daemon began, in Unix time")
 value("daemon_restarts", "holder.restarts", "Daemons before this one, under one mount", COUNTER)
 value("faults", "faults", "Requests answered with EIO by a fault of s3ws itself", COUNTER)
 

@@ -126,10 +126,10 @@ def items(document: Document, path: str) -> Iterable[tuple[str, Any]]:
 
 
 def ago(document: Document, path: str, now_s: float) -> Samples:
-    """The time that was so many seconds ago."""
+    """The time that was so many seconds ago, to the second: a finer one would not stay the same."""
     age_s = number(at(document, path))
     if age_s is not None:
-        yield (), round(now_s - age_s, 3)
+        yield (), float(round(now_s - age_s))
 
 
 def buckets(bits: dict[str, Any]) -> list[tuple[str, float]]:

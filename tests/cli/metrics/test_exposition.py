@@ -51,7 +51,7 @@ DOCUMENT: dict[str, Any] = {
     },
     "backup": {"interval_s": 300.0, "last": {"name": BACKUP, "bytes": 5}, "error": "no"},
     "faults": 1,
-    "uptime_s": 100.0,
+    "started_at_s": NOW_S - 100,
     "counts": {
         "fuse": {
             "ops": {"getattr": {"count": 4, "sum_ns": 3_000_000, "bits": {"10": 3, "21": 1}}},
