@@ -4,7 +4,7 @@ Invariants
 1. Read-only; one short transaction a call. 2. Works on a cache whose daemon died.
 3. A cache that may be torn (recovery.is_due) is refused: the engine would trust what it reads.
 
-Called by the cli.
+Called by the commands and the status page.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from s3ws_fs.core.changes import TYPES
 from s3ws_fs.core.errors import CacheError
 from s3ws_fs.core.plaintext import json_name
 from s3ws_fs.core.records import InodeRec
-from s3ws_fs.core.types import Attr
+from s3ws_fs.core.types import Attr, Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,7 @@ class Inspector:
         Raises FileNotFoundError.
         """
         with self._reader.read() as view:
-            ino = view.resolve(path)
-            rec = None if ino is None else view.inode(ino)
-            if rec is None:
-                raise FileNotFoundError(path)
+            rec = _resolved(view, path)
             if not rec.is_dir:
                 return [_entry(view, path.rsplit(b"/", 1)[-1], rec)]
             found = []
@@ -94,6 +91,41 @@ class Inspector:
                 if child_rec is not None:
                     found.append(_entry(view, name, child_rec))
         return sorted(found, key=lambda entry: entry.name)
+
+    def page(self, path: bytes, start: int, count: int) -> tuple[int, list[Entry]]:
+        """How many entries a directory has, and some of them in the order of their names: those
+        from number `start` on. Raises FileNotFoundError, NotADirectoryError.
+        """
+        with self._reader.read() as view:
+            rec = _resolved(view, path)
+            if not rec.is_dir:
+                raise NotADirectoryError(path)
+            names = sorted((name, child) for _, name, child in view.entries(rec.ino))
+            found = []
+            for name, child in names[start : start + count]:
+                child_rec = view.inode(child)
+                if child_rec is not None:
+                    found.append(_entry(view, name, child_rec))
+        return len(names), found
+
+    def entry(self, path: bytes) -> Entry:
+        """What stands at a path. Raises FileNotFoundError."""
+        with self._reader.read() as view:
+            return _entry(view, path.rsplit(b"/", 1)[-1], _resolved(view, path))
+
+    def extents(self, ino: int, first: int, count: int) -> list[tuple[int, bytes | Location]]:
+        """Bytes of `count` extents of a file from number `first` on, or where they stand in the
+        bucket; holes are left out. Raises FileNotFoundError when the file is gone.
+        """
+        found: list[tuple[int, bytes | Location]] = []
+        with self._reader.read() as view:
+            if view.inode(ino) is None:
+                raise FileNotFoundError(ino)
+            for index in range(first, first + count):
+                piece = view.extent(ino, index) or view.chunk(ino, index)
+                if piece is not None:
+                    found.append((index, piece))
+        return found
 
     def dirty_summary(self) -> tuple[int, int, int | None]:
         """(dirty records, dirty files, first dirt in ns or None): for a mount whose daemon died."""
@@ -128,6 +160,14 @@ def open_readonly(directory: Path, boot_id: str | None = None) -> Inspector:
             remedy="Mount the workspace: that does it, and saves what is not in the bucket.",
         )
     return Inspector(directory)
+
+
+def _resolved(view: View, path: bytes) -> InodeRec:
+    ino = view.resolve(path)
+    rec = None if ino is None else view.inode(ino)
+    if rec is None:
+        raise FileNotFoundError(path)
+    return rec
 
 
 def _entry(view: View, name: bytes, rec: InodeRec) -> Entry:

@@ -63,6 +63,7 @@ _MODULES: Final = {
     "mounting": ("mount", "restart", "umount"),
     "rescue": ("rescue",),
     "rewind": ("restore", "undo"),
+    "web": ("web",),
 }
 """The commands, by the module below this one that has them; `a-b` is a_b there, `list` is list_."""
 _MODULE_OF: Final = {name: module for module, names in _MODULES.items() for name in names}

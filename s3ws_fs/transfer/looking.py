@@ -9,7 +9,7 @@ Invariants
 3. Bytes come out in order, verified by their digests; where the journal's are damaged, an object of
    the mirror with the same digest serves, and is told.
 
-Called by the cli and transfer.forking.
+Called by the commands, the status page and transfer.forking.
 """
 
 from __future__ import annotations
@@ -261,14 +261,7 @@ def read_file(
     items = ((index, decode_location(raw)) for index, raw in view.places(rec))
 
     def fetch(part: list[tuple[int, Location]]) -> list[tuple[int, bytes]]:
-        found: dict[Location, bytes] = {}
-        by_location = {loc: index for index, loc in part}
-        for group in coalesce(by_location):
-            try:
-                found.update(fetch_group(store, group))
-            except FormatError as exc:
-                found.update(_second_copies(store, text, group, by_location, exc))
-        return [(index, found[loc]) for index, loc in part]
+        return fetch_part(store, text, part)
 
     at = 0
     for part in windowed(pool, fetch, pieces(items), PIECES_AHEAD):
@@ -277,6 +270,22 @@ def read_file(
             yield data[: max(0, rec.size - index * EXTENT_BYTES)]
             at = index * EXTENT_BYTES + len(data)
     yield from _zeros(rec.size - at)
+
+
+def fetch_part(
+    store: ScopedStore, text: str, part: list[tuple[int, Location]]
+) -> list[tuple[int, bytes]]:
+    """(extent index, bytes) of some extents of a file, verified (invariant 3); `text` is its path
+    in the mirror. Raises StoreError, FormatError.
+    """
+    found: dict[Location, bytes] = {}
+    by_location = {loc: index for index, loc in part}
+    for group in coalesce(by_location):
+        try:
+            found.update(fetch_group(store, group))
+        except FormatError as exc:
+            found.update(_second_copies(store, text, group, by_location, exc))
+    return [(index, found[loc]) for index, loc in part]
 
 
 def _zeros(count: int) -> Iterator[bytes]:
