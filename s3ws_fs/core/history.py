@@ -56,6 +56,8 @@ SNAPSHOTS_MAX: Final = 4096
 """Snapshots of one workspace: a further one is refused, or takes the oldest automatic one's place.
 """
 SNAP_BYTES_MAX: Final = 4096
+SNAP_PATHS_BYTES_MAX: Final = 2048
+"""Paths of a restore that its snapshot of before names; of one with more, undo is of everything."""
 NEAR_NAMES_MAX: Final = 3
 """Names that an error offers instead of one that is unknown."""
 
@@ -93,6 +95,11 @@ class Snapshot:
     name: str
     kind: str
     created_ns: int
+    paths: tuple[str, ...] = ()
+    """Of one before a restore (or undo) of some paths: these (bytes as Latin-1). An undo is of them
+    alone: what was done elsewhere since is not its business."""
+    everything: bool = False
+    """Whether kept names went back as well; an undo takes them back."""
 
     @property
     def key(self) -> str:
@@ -110,19 +117,25 @@ class Snapshot:
 
     def encode(self) -> bytes:
         """The object's bytes."""
-        body = asdict(self) | {"format": FORMAT_VERSION}
+        body = self.to_json() | {"format": FORMAT_VERSION}
         return json.dumps(body | {"digest": json_digest(body)}, indent=1).encode()
 
     def to_json(self) -> dict[str, Any]:
-        """As an answer's JSON."""
-        return asdict(self)
+        """As an answer's JSON: what is not the rule is left out."""
+        body = asdict(self) | {"paths": list(self.paths)}
+        for name, absent in _ABSENT.items():
+            if body[name] == absent:
+                del body[name]
+        return body
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Snapshot:
         """The inverse of `to_json`."""
-        return cls(**value)
+        return cls(**value | {"paths": tuple(value.get("paths", ()))})
 
 
+_ABSENT: Final[dict[str, Any]] = {"paths": [], "everything": False}
+"""Members that may be missing."""
 _INTS: Final = tuple(f.name for f in fields(Snapshot) if f.type in (int, "int"))
 
 
@@ -162,14 +175,19 @@ def decode_snapshot(raw: bytes, where: str) -> Snapshot:
         raise FormatError(where, "its digest does not match")
     values: dict[str, Any] = {}
     for field in fields(Snapshot):
-        value = found.get(field.name)
+        value = found.get(field.name, _ABSENT.get(field.name))
         if field.name in _INTS:
             is_good = type(value) is int and 0 <= value <= _U63_MAX
+        elif field.name in _ABSENT:
+            is_good = type(value) is type(_ABSENT[field.name])
         else:
             is_good = type(value) is str
         if not is_good:
             raise FormatError(where, f"its {field.name} is {value!r:.200}")
         values[field.name] = value
+    if not all(type(path) is str and max(path, default="") < "\u0100" for path in values["paths"]):
+        raise FormatError(where, "its paths are no bytes")
+    values["paths"] = tuple(values["paths"])
     return _consistent(Snapshot(**values), where)
 
 

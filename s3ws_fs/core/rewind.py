@@ -70,10 +70,12 @@ class Tables(Protocol):
 class Selection:
     """Which paths go back: a tree of names. With `is_whole`, all that stands at and below it."""
 
-    __slots__ = ("is_whole", "names", "spares")
+    __slots__ = ("is_lenient", "is_whole", "names", "spares")
 
     def __init__(self, *, is_whole: bool = False, spares: bool = True) -> None:
         self.is_whole = is_whole
+        self.is_lenient = False
+        """Of the root: whether a path that is neither there now nor was then is no mistake."""
         self.spares = spares
         """Whether kept names stay: not below a path that is kept itself, and was named."""
         self.names: dict[bytes, Selection] = {}
@@ -84,12 +86,13 @@ def nothing_kept(_: bytes, __: bool) -> bool:
     return False
 
 
-def select(paths: Iterable[bytes], is_kept: IsKept) -> Selection:
+def select(paths: Iterable[bytes], is_kept: IsKept, *, lenient: bool = False) -> Selection:
     """The selection of these paths, relative to the root; of everything without any.
 
-    Raises UserError.
+    `lenient`: nobody named them now. Raises UserError.
     """
     root = Selection()
+    root.is_lenient = lenient
     count = 0
     for path in paths:
         count += 1

@@ -464,7 +464,8 @@ class Planner:
         entries: Names,
     ) -> _Task | None:
         if stands is None and was is None:
-            raise missing_error(path)
+            self._refuse_missing(path)
+            return None
         entries.pop(name, None)
         if was is not None:
             place = (task.ino, name)
@@ -475,6 +476,10 @@ class Planner:
         assert stands is not None
         self._left_over(task, task.ino, name, stands, entries)
         return None
+
+    def _refuse_missing(self, path: bytes) -> None:
+        if not self.selection.is_lenient:
+            raise missing_error(path)
 
     def _step(
         self,
@@ -492,7 +497,8 @@ class Planner:
             return _Task(stands, (stands,), then, path, selection)
         first = join(path, next(iter(selection.names)))
         if then is None:
-            raise missing_error(first)
+            self._refuse_missing(first)
+            return None
         if stands is not None:
             raise in_the_way_error(first, path)
         entries[name] = ino = self.new_ino()

@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import mmap
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ import trio
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import failpoints, journal, keys
 from s3ws_fs.core.errors import ExitCode, FsError, S3wsError, UserError
-from s3ws_fs.core.history import BEFORE_RESTORE, BEFORE_UNDO, UNDO
+from s3ws_fs.core.history import BEFORE_RESTORE, BEFORE_UNDO, SNAP_PATHS_BYTES_MAX, UNDO
 from s3ws_fs.core.journal import Frame
 from s3ws_fs.core.types import Outdated
 from s3ws_fs.fs.filesystem import FileSystem
@@ -55,7 +56,7 @@ PLAN_SILENCE_S: Final = 600.0
 PAIR_BYTES: Final = 24
 
 Forget = Callable[[Outdated], Awaitable[None]]
-Snap = Callable[[str, str], Awaitable[dict[str, Any]]]
+Snap = Callable[[str, str, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class RewindAsk:
     ref: str
     paths: tuple[bytes, ...] = ()
     everything: bool = False
+    undoes: int | None = None
+    """Of an undo, once it is known what it is of: the generation of before."""
     dry_run: bool = False
 
     @property
@@ -128,6 +131,7 @@ class Rewinder:
             progress({"phase": "comparing"})
             try:
                 planned = await self._plan(ask, ask.ref)
+                ask = _as_planned(ask, planned)
                 if ask.dry_run or planned["is_empty"]:
                     return _answer(planned, None)
                 self._require_room(planned)
@@ -153,6 +157,7 @@ class Rewinder:
             number=self._point,
             paths=wire.paths_json(ask.paths),
             everything=ask.everything,
+            undoes=ask.undoes,
             now_ns=self._cache.now_ns(),
             write=warm is not None,
             deadline_s=PLAN_SILENCE_S,
@@ -186,7 +191,7 @@ class Rewinder:
     async def _try(self, ask: RewindAsk, progress: Progress) -> _Done | None:
         """One snapshot, plan and transaction; None when a change came between."""
         progress({"phase": "taking a snapshot of before"})
-        snap = await self.means.snapshot(ask.kind, "")
+        snap = await self.means.snapshot(ask.kind, "", _said(ask))
         is_kept = False
         try:
             failpoints.hit(failpoints.REWIND_SNAPPED)
@@ -276,6 +281,25 @@ class Rewinder:
         self._left = []
         self._cache.put_json(REWOUND, None)
         self.forgotten.set()
+
+
+def _as_planned(ask: RewindAsk, planned: dict[str, Any]) -> RewindAsk:
+    """An undo's snapshot says what it is of; a restore is of what was asked for."""
+    asked = planned["asked"]
+    return replace(
+        ask,
+        paths=tuple(wire.paths_from(asked["paths"])),
+        everything=asked["everything"],
+        undoes=asked["undoes"],
+    )
+
+
+def _said(ask: RewindAsk) -> dict[str, Any]:
+    """What the snapshot of before says, so that an undo is of the same."""
+    paths = wire.paths_json(ask.paths)
+    if len(json.dumps(paths)) > SNAP_PATHS_BYTES_MAX:
+        paths = []
+    return {"paths": paths, "everything": ask.everything}
 
 
 def _change(planned: dict[str, Any], warm: list[tuple[bytes, bytes]]) -> Rewind:

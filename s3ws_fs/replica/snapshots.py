@@ -68,8 +68,12 @@ class Snapshots:
         finally:
             self._cycle_lock.release()
 
-    async def take(self, kind: str, name: str) -> dict[str, Any]:
+    async def take(
+        self, kind: str, name: str, said: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Seal, and take a snapshot of that; within `still`. Raises UserError.
+
+        `said`: more that its object says (of one before a restore, what that is of).
 
         The answer is the snapshot's JSON with `ref`, and `is_new`: False when it stood already.
         """
@@ -86,6 +90,7 @@ class Snapshots:
             "name": name,
             "kind": kind,
             "created_ns": created_ns,
+            **(said or {}),
         }
         return await self._ask("no snapshot was taken", "snap-put", snap=snap)
 

@@ -16,12 +16,13 @@ import contextlib
 import gc
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from s3ws_fs.cache.tableset import TableSet, copy_out
 from s3ws_fs.core import journal, keys, rewind_records
+from s3ws_fs.core.history import Snapshot
 from s3ws_fs.core.policies import Policies
 from s3ws_fs.core.records import decode_head
 from s3ws_fs.core.rewind import Changes, Counters, IsKept, Listed, nothing_kept, select
@@ -46,6 +47,8 @@ class Asked:
     paths: tuple[bytes, ...]
     everything: bool
     """Kept names go back as well."""
+    undoes: int | None
+    """The generation of before, when it is a restore (of these paths) that is undone."""
     local: tuple[str, ...] = ()
     """Patterns of local paths that the person added to the defaults."""
 
@@ -91,9 +94,24 @@ class Rewinding:
                 return planned
             now = copy_out(view, _TABLES)
         with _no_collecting():
-            changes = _plan(now, self._then[1], asked, now_ns)
+            changes = _plan(now, self._then[1], _at(base, asked), now_ns)
         self._planned = Planned(asked, base, changes)
         return self._planned
+
+
+def undoing(snap: Snapshot, everything: bool, local: tuple[str, ...]) -> Asked:
+    """What an undo is of: what was restored, and no more than that."""
+    paths = tuple(wire.paths_from(snap.paths))
+    return Asked(snap.number, paths, everything or snap.everything, snap.generation, local)
+
+
+def _at(base: int, asked: Asked) -> Asked:
+    """An undo with nothing changed since is of all: the tree is as it was, to the last time of a
+    directory above what was restored.
+    """
+    if asked.undoes is not None and base == asked.undoes + 1:
+        return replace(asked, paths=(), everything=True)
+    return asked
 
 
 def _plan(now: TableSet, then: TableSet, asked: Asked, now_ns: int) -> Changes:
@@ -103,7 +121,7 @@ def _plan(now: TableSet, then: TableSet, asked: Asked, now_ns: int) -> Changes:
     return rewind_records.plan(
         now,
         then,
-        select(asked.paths, is_kept),
+        select(asked.paths, is_kept, lenient=asked.undoes is not None),
         is_kept,
         Counters(head.next_ino, head.generation + 1, now_ns),
         warm=now.extents,
@@ -151,6 +169,11 @@ def answer(planned: Planned, point: Point) -> dict[str, Any]:
     changes, summary = planned.changes, planned.changes.summary
     return {
         "base": planned.base,
+        "asked": {
+            "paths": wire.paths_json(planned.asked.paths),
+            "everything": planned.asked.everything,
+            "undoes": planned.asked.undoes,
+        },
         "is_empty": changes.is_empty,
         "next_ino": changes.next_ino,
         "new_inodes": changes.new_inodes,

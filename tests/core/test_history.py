@@ -43,6 +43,20 @@ def test_it_survives_the_bucket(kind: str) -> None:
     assert history.kind_of(one.id) == kind
 
 
+def test_what_a_restore_was_of_survives_and_fits() -> None:
+    ident = history.snap_id(history.BEFORE_RESTORE, "", 5)
+    one = replace(ONE, kind=history.BEFORE_RESTORE, name="", id=ident, everything=True)
+    for path in ("", "\xff\n", "x" * 40):
+        count = history.SNAP_PATHS_BYTES_MAX // (len(json.dumps([path])) + 1)
+        many = replace(one, paths=(path,) * count)
+        raw = many.encode()
+        assert len(raw) <= history.SNAP_BYTES_MAX
+        assert history.decode_snapshot(raw, one.key) == many
+        assert Snapshot.from_json(json.loads(json.dumps(many.to_json()))) == many
+    assert "paths" not in ONE.to_json()
+    assert "everything" not in json.loads(ONE.encode())
+
+
 def test_one_name_is_one_id_and_kinds_are_apart() -> None:
     ids = {history.snap_id(kind, NAME, at) for kind in history.KINDS for at in (1, 2)}
     assert len(ids) == len(history.KINDS)
@@ -71,6 +85,10 @@ def test_one_name_is_one_id_and_kinds_are_apart() -> None:
         ("name", "head"),
         ("name", "n" * 65),
         ("id", "00000000"),
+        ("paths", "a"),
+        ("paths", [5]),
+        ("paths", ["\u0100"]),
+        ("everything", 1),
     ],
 )
 def test_what_can_not_be_is_refused(name: str, value: object) -> None:

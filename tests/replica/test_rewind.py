@@ -96,6 +96,101 @@ async def test_there_and_back_again(m: Mount, store: ScopedStore, memory: Memory
 
 
 @inline
+async def test_an_undo_of_some_paths_leaves_other_work_alone(
+    m: Mount, store: ScopedStore, memory: MemoryStore
+) -> None:
+    m.write("d/a", b"then")
+    m.write("e/b", b"then")
+    await m.replica.snapshot(NAMED, "one")
+    m.write("d/a", b"mine")
+    m.write("d/new", b"mine")
+    m.write("e/b", b"mine")
+    await restored(m, "one", b"d")
+    assert await m.files() == {"d/a": b"then", "e/b": b"mine"}
+    m.write("e/later", b"work")
+    m.write("e/b", b"more")
+    after = {"e/b": b"more", "e/later": b"work"}
+    result = await restored(m, history.UNDO)
+    assert await m.files() == {"d/a": b"mine", "d/new": b"mine", **after}
+    assert result["deleted"]["count"] == 0
+    m.write("e/last", b"work")
+    await restored(m, history.UNDO)
+    assert await m.files() == {"d/a": b"then", "e/last": b"work", **after}
+
+
+@inline
+async def test_an_undo_at_once_is_exact(m: Mount, store: ScopedStore, memory: MemoryStore) -> None:
+    """Also of a path below a directory whose own times the restore changed."""
+    m.write("d/a", b"then")
+    await m.replica.snapshot(NAMED, "one")
+    m.unlink("d/a")
+    m.write("d/b", b"mine")
+    before = m.tree()
+    await restored(m, "one", b"d/a")
+    assert m.tree() != before
+    await restored(m, history.UNDO)
+    assert m.tree() == before
+
+
+@inline
+async def test_an_undo_is_of_local_paths_when_the_restore_was(
+    m: Mount, store: ScopedStore, memory: MemoryStore
+) -> None:
+    m.write("stays/a", b"then")
+    await m.replica.snapshot(NAMED, "one")
+    m.write("stays/a", b"mine")
+    for paths, more in (((), {"everything": True}), ((b"stays",), {})):
+        await restored(m, "one", *paths, **more)
+        assert await m.files() == {"stays/a": b"then"}
+        m.write("other", b"work")
+        await restored(m, history.UNDO)
+        assert (await m.files())["stays/a"] == b"mine"
+        m.write("stays/a", b"mine")
+
+
+@inline
+async def test_an_undo_of_a_path_that_is_gone_by_now(
+    m: Mount, store: ScopedStore, memory: MemoryStore
+) -> None:
+    m.write("a", b"then")
+    m.write("d/e/b", b"then")
+    m.write("d/c", b"stays")
+    await m.replica.snapshot(NAMED, "one")
+    m.unlink("a")
+    m.unlink("d/e/b")
+    await restored(m, "one", b"a", b"d/e/b")
+    m.unlink("a")
+    m.unlink("d/e/b")
+    m.write("other", b"work")
+    result = await restored(m, history.UNDO)
+    assert result["is_nothing"]
+    assert await m.files() == {"d/c": b"stays", "other": b"work"}
+    with pytest.raises(UserError, match="nothing at"):
+        await restored(m, "one", b"never there")
+
+
+@inline
+async def test_an_undo_of_more_paths_than_a_snapshot_names(
+    m: Mount, store: ScopedStore, memory: MemoryStore
+) -> None:
+    """It is of the whole tree then, and says so before."""
+    count = history.SNAP_PATHS_BYTES_MAX // 8
+    names = [f"{number:04}" for number in range(count + 1)]
+    m.write("other", b"then")
+    for name in names:
+        m.write(name, b"then")
+    await m.replica.snapshot(NAMED, "one")
+    for paths, kept in ((names[:-1], b"work"), (names, b"mine")):
+        m.write(names[0], b"mine")
+        m.write("other", b"mine")
+        await restored(m, "one", *(path.encode() for path in paths))
+        m.write("other", b"work")
+        await restored(m, history.UNDO)
+        assert await m.read(names[0]) == b"mine"
+        assert await m.read("other") == kept
+
+
+@inline
 async def test_local_paths_that_a_setting_names_stay(
     m: Mount, store: ScopedStore, memory: MemoryStore
 ) -> None:
@@ -243,11 +338,11 @@ async def test_a_store_that_is_slow_while_programs_wait(
     means = m.replica.rewinder.means
     take, calls = means.snapshot, []
 
-    async def slow(kind: str, name: str) -> dict[str, Any]:
+    async def slow(kind: str, name: str, said: dict[str, Any]) -> dict[str, Any]:
         calls.append(kind)
         if len(calls) > 1:
             await trio.sleep(rewind.STOPPED_S_MAX + 1)
-        return await take(kind, name)
+        return await take(kind, name, said)
 
     means.snapshot = slow
 

@@ -33,7 +33,7 @@ class History(Group):
         """Take a snapshot of a sealed point."""
         said = ask["snap"]
         ident = history.snap_id(said["kind"], said["name"], said["created_ns"])
-        snap = Snapshot(workspace=self.session.workspace, id=ident, **said)
+        snap = Snapshot.from_json({"workspace": self.session.workspace, "id": ident, **said})
         found, is_new = snaps.put_snapshot(self.session.store, snap)
         return found.to_json() | {"ref": found.ref, "is_new": is_new}
 

@@ -26,7 +26,8 @@ class Rewinding(Group):
     def do_rewind(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """What going back to a point would change; with `write`, the changes in a file.
 
-        The point is that of `ref`, or the one of the request before when that is null.
+        The point is that of `ref`, or the one of the request before when that is null. The answer
+        says what was asked for in the end: of an undo, what the restore was of.
         """
         session = self.session
         ref, now_ns = ask["ref"], ask["now_ns"]
@@ -40,7 +41,9 @@ class Rewinding(Group):
         self._state.load(session.store, point, session.transfers)
         paths = tuple(wire.paths_from(ask["paths"]))
         local = split_patterns(session.local_patterns)
-        asked = Asked(point.number, paths, ask["everything"], local)
+        asked = Asked(point.number, paths, ask["everything"], ask["undoes"], local)
+        if ref == history.UNDO and point.snapshot is not None:
+            asked = rewinding.undoing(point.snapshot, ask["everything"], local)
         planned = self._state.plan(session.reader, asked, now_ns)
         answer = rewinding.answer(planned, point)
         if ask["write"]:
