@@ -8,7 +8,9 @@ Invariants
    credentials are kept for the transfer worker alone (transfer.client). No core file is left.
 2. The ready descriptor gets JSON lines: progress, then `ready` or `error`, and is closed then.
 3. The exit status is an `ExitCode`; 0 only when everything was saved.
-4. Standard error is the log. With --ready-fd or --log-file it is the log file that the launcher
+4. A service manager (NOTIFY_SOCKET) hears how it goes; the launcher passes it on only where the
+   mount is the service (`s3ws mount --foreground`).
+5. Standard error is the log. With --ready-fd or --log-file it is the log file that the launcher
    opened, and the launcher made this a session of its own.
 
 Called by `s3ws_fs.launch`.
@@ -26,6 +28,7 @@ from typing import Any, Final
 import trio
 
 from s3ws_fs.control import logfile, wire
+from s3ws_fs.control.servicemanager import ServiceManager
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.daemon import logs
@@ -83,6 +86,7 @@ def main() -> int:
     parser.add_argument("--restarted-by", default="")
     arguments = parser.parse_args()
     report = ReadyPipe(arguments.ready_fd)
+    manager = ServiceManager.of(os.environ)
     withhold_credentials()
     resource.setrlimit(resource.RLIMIT_CORE, NO_CORE_FILE)
     try:
@@ -92,8 +96,8 @@ def main() -> int:
         logs.set_up(config.log_level, config.log_format, about=about)
         detached = arguments.ready_fd is not None or arguments.log_file
         log_path = logfile.log_path(config.workspace_cache_dir) if detached else None
-        outcome = trio.run(Daemon(config, report, log_path=log_path, line=_line(arguments)).run)
-        return int(outcome.exit_code)
+        life = Daemon(config, report, log_path=log_path, line=_line(arguments), manager=manager)
+        return int(trio.run(life.run).exit_code)
     except BaseException as exc:
         error = _user_error(exc)
         log.error("%s", error, exc_info=None if error is only_error(exc) else exc)

@@ -38,6 +38,7 @@ import trio
 from s3ws_fs import __version__
 from s3ws_fs.cache.cache import Cache, disk_error, open_cache
 from s3ws_fs.control import logfile, registry, server
+from s3ws_fs.control.servicemanager import ServiceManager
 from s3ws_fs.core.clock import CLOCK_REALTIME_COARSE, Clock
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, FormatError, FsError, UserError
@@ -46,6 +47,7 @@ from s3ws_fs.daemon.commands import Commands, Event, Followers, Outcome
 from s3ws_fs.daemon.ending import Ending
 from s3ws_fs.daemon.held import HolderLine
 from s3ws_fs.daemon.parts import Parts, identity
+from s3ws_fs.daemon.supervision import Supervision
 from s3ws_fs.fuse import mount
 from s3ws_fs.fuse.operations import Operations
 from s3ws_fs.fuse.tally import Tally
@@ -77,6 +79,7 @@ class Daemon:
         *,
         log_path: str | None = None,
         line: HolderLine | None = None,
+        manager: ServiceManager | None = None,
     ) -> None:
         self.config = config
         self.line = line
@@ -85,7 +88,7 @@ class Daemon:
         self._handing_on = trio.Event()
         self._report_start = report
         self._log_path = log_path
-        self.state = "taking over" if self._took_over else "restoring"
+        self._state = "taking over" if self._took_over else "restoring"
         self.serving = trio.Event()
         self.started_s = time.monotonic()
         self._clock = Clock(partial(time.clock_gettime_ns, CLOCK_REALTIME_COARSE))
@@ -99,7 +102,18 @@ class Daemon:
         self.parts: Parts | None = None
         self._commands = Commands(self)
         self.ending = Ending(self)
+        self.supervision = Supervision(self, manager or ServiceManager(None))
         self._operations: Operations | None = None
+
+    @property
+    def state(self) -> str:
+        """As the head of this file has it."""
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._state = state
+        self.supervision.changed()
 
     # --- the whole life --------------------------------------------------------------------
 
@@ -111,6 +125,7 @@ class Daemon:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.ending.obey, signals)
+                nursery.start_soon(_keep_running, "supervision", self.supervision.run)
                 if self.line is not None:
                     nursery.start_soon(self.line.watch, self._lost_holder)
                 path = registry.socket_path(config.runtime_dir, config.mountpoint)
@@ -121,6 +136,7 @@ class Daemon:
                     self.outcome = Outcome(exc.exit_code, exc.message)
                     raise
                 finally:
+                    self.supervision.ended(self.outcome)
                     await self.ending.answer_all(self._commands)
                     nursery.cancel_scope.cancel()
         return self.outcome
@@ -194,6 +210,7 @@ class Daemon:
     def request_stop(self) -> None:
         """Come to the end: unmount, final flush, exit."""
         self.stop.set()
+        self.supervision.changed()
         self._preparing.cancel()
 
     async def _with_services(self, cache: Cache) -> Outcome:
@@ -358,6 +375,7 @@ class Daemon:
     def progress(self, event: Event) -> None:
         """Hand a progress event to the launcher and to whoever looks on. Never waits."""
         event = {"event": "progress", **event}
+        self.supervision.heard(event)
         if self.state == "restoring":
             self._report_start(event)
         self.followers.say(event)

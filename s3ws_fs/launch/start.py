@@ -6,6 +6,8 @@ Invariants
 1. The configuration reaches the daemon by an inherited memory file, never by argv, a file on disk
    or the environment; secrets travel in the environment of the child only.
 2. `mount` returns only when the daemon said "ready"; otherwise it raises and leaves none behind.
+3. A mount in the background says nothing to the service manager of whoever started it; one in the
+   foreground is the service.
 
 Called by cli and the manager (in a thread). The daemon's side of the agreement: `--config-fd N`
 (MountConfig.loads of everything up to end of file), `--ready-fd M` (lines as in control.wire:
@@ -26,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from s3ws_fs.control import logfile, registry, wire
+from s3ws_fs.control import logfile, registry, servicemanager, wire
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, UserError
@@ -115,7 +117,7 @@ def _spawn_and_wait(
                 stdout=log_fd,
                 stderr=log_fd,
                 cwd="/",
-                env=_environment(secret_env),
+                env=_without_manager(_environment(secret_env)),
                 pass_fds=(config_fd, ready_write),
                 start_new_session=True,
             )
@@ -204,6 +206,10 @@ def _environment(secret_env: Mapping[str, str]) -> dict[str, str]:
         paths = [home, *environ.get("PYTHONPATH", "").split(os.pathsep)]
         environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
     return environ
+
+
+def _without_manager(environ: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name != servicemanager.VARIABLE}
 
 
 def _exit_code(status: int) -> ExitCode:

@@ -413,6 +413,14 @@ class Follower(Replica):
             "worker_pid": self.worker.pid,
         }
 
+    def summary(self) -> dict[str, Any]:
+        """Nothing is ever to be saved here; the health. Never waits."""
+        return {"health": self.status()["health"]}
+
+    async def next_change(self) -> None:
+        """Never: there is nothing to save."""
+        await trio.sleep_forever()
+
     def _follow_status(self, now_s: float) -> dict[str, Any]:
         """What is shown, and how old it may be: nothing newer was there `looked_age_s` ago."""
         shown, looked_s = self._shown, self._looked_s

@@ -448,6 +448,14 @@ class Replicator(Replica):
             "seals": {"count": flusher.seals, "sum_s": round(flusher.seals_s, 3)},
         }
 
+    def summary(self) -> dict[str, Any]:
+        """How much is not saved, in little time, and the health. Never waits."""
+        return {**report.summary(self._cache), "health": self.health()}
+
+    async def next_change(self) -> None:
+        """Until there is something to save."""
+        await self._schedule.next_change()
+
     def _flush_status(self, now_s: float) -> dict[str, Any]:
         flusher = self._flusher
         state = flusher.state

@@ -19,6 +19,8 @@ from s3ws_fs.replica.outside import OutsideChanges
 
 DIRTY_COUNTED_MAX: Final = 20_000
 """Dirty records that status looks at to count files and bytes; beyond it the counts are floors."""
+SUMMARY_COUNTED_MAX: Final = 1000
+"""The same for the line that a service manager shows every other second."""
 CONFLICTS_LISTED_MAX: Final = 100
 UNSAVED_LISTED_MAX: Final = 100_000
 """Inodes looked at to name what is not saved."""
@@ -26,7 +28,7 @@ UNSAVED_LISTED_MAX: Final = 100_000
 _OF_FILES: Final = (keys.T_INODES, keys.T_CHUNKS, keys.T_XATTRS)
 
 
-def dirty(cache: Cache) -> dict[str, Any]:
+def dirty(cache: Cache, counted_max: int = DIRTY_COUNTED_MAX) -> dict[str, Any]:
     """What is not sealed: records, files, bytes, and the age of the oldest change."""
     files: set[int] = set()
     chunks: list[bytes] = []
@@ -34,7 +36,7 @@ def dirty(cache: Cache) -> dict[str, Any]:
     with cache.read() as view:
         records = view.dirty_count()
         for seen, (table, key, _, first_ns) in enumerate(view.dirty()):
-            if seen >= DIRTY_COUNTED_MAX:
+            if seen >= counted_max:
                 break
             oldest_ns = first_ns if oldest_ns is None else min(oldest_ns, first_ns)
             if table in _OF_FILES:
@@ -56,6 +58,20 @@ def mirror(cache: Cache, flusher: Flusher) -> dict[str, Any]:
         "pending_files": pending_files,
         "unmirrored": unmirrored(flusher),
         "conflicts": conflicts(flusher),
+    }
+
+
+def summary(cache: Cache) -> dict[str, Any]:
+    """How much is not saved, in little time: counts beyond SUMMARY_COUNTED_MAX are floors."""
+    dirt = dirty(cache, SUMMARY_COUNTED_MAX)
+    with cache.read() as view:
+        unmirrored_files = view.mtodo_count()
+    return {
+        "changes": dirt["records"],
+        "files": dirt["files"],
+        "is_floor": dirt["records"] > SUMMARY_COUNTED_MAX,
+        "oldest_age_s": dirt["oldest_age_s"],
+        "to_mirror": unmirrored_files,
     }
 
 

@@ -55,6 +55,11 @@ class Schedule:
         """Have `wait_due` look again."""
         self._changed.set()
 
+    async def next_change(self) -> None:
+        """Until something changes that no cycle took yet; at once when it did."""
+        if not self.is_waiting:
+            await self._changed.wait()
+
     @property
     def is_awake(self) -> bool:
         """Whether there is something that `wait_due` has not looked at yet."""
