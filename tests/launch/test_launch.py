@@ -137,10 +137,11 @@ def test_no_fuse(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_not_saved_lists_what_is_not(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3WS_FAKE", "unsaved")
-    launch.mount(place.config())
+    info = launch.mount(place.config())
     error = fails(ExitCode.NOT_SAVED, launch.umount_and_wait, place.mountpoint, place.runtime_dir)
     assert isinstance(error, wire.ReplyError)
     assert error.details["unsaved"] == ["a\x1b[31m", "b\udcff"]
+    assert not info.is_alive(), "the next mount does not find it still ending"
 
 
 def test_busy_mount_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
