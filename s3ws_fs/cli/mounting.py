@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -22,12 +21,12 @@ from s3ws_fs import launch
 from s3ws_fs.cli import report
 from s3ws_fs.cli.render_git import git_troubles
 from s3ws_fs.control import wire
-from s3ws_fs.control.paths import make_private
-from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.core.errors import UserError
 from s3ws_fs.core.outside import POLICIES
 from s3ws_fs.settings import OPTIONS, Option, Settings
 from s3ws_fs.settings.sources import default_storage_path
 from s3ws_fs.workspaces.mounts import runtime_dir
+from s3ws_fs.workspaces.storage import make_default_store
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -63,23 +62,6 @@ def _setting_flag(name: str, option: Option) -> Callable[[_F], _F]:
         return click.option(flag, name, type=choice, help=text)
     metavar = "VALUE" if name.endswith(("_map", "mode")) else None
     return click.option(flag, name, metavar=metavar, help=text)
-
-
-def _make_default_store(settings: Settings, default: str) -> None:
-    """Make the directory of the local storage when nobody named it: a fresh home has no parents.
-
-    Of a named one the parents are not made: that one is missing may mean a disk is not mounted.
-    """
-    if settings.storage_type != "local" or settings.storage_path != os.path.realpath(default):
-        return
-    try:
-        make_private(Path(default))
-    except OSError as exc:
-        raise UserError(
-            f"The directory {default!a} of the local storage can't be made: {exc.strerror}.",
-            remedy="Name another by WORKSPACE_STORAGE_PATH.",
-            exit_code=ExitCode.STORE,
-        ) from exc
 
 
 @click.command()
@@ -121,7 +103,7 @@ def mount(
     settings = Settings.load(os.environ, overrides)
     config = settings.mount_config(launch.canonical_mountpoint(mountpoint))
     config = replace(config, take_over=take_over)
-    _make_default_store(settings, default_storage_path(os.environ, os.geteuid()))
+    make_default_store(settings, default_storage_path(os.environ, os.geteuid()))
     if ref is not None:
         from s3ws_fs.cli.workspace import at_point  # which imports this module
 

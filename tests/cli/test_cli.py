@@ -17,9 +17,9 @@ from click.testing import CliRunner
 
 import s3ws_fs
 from s3ws_fs.cli import cli
-from s3ws_fs.cli.mounting import _make_default_store
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.settings import Settings
+from s3ws_fs.workspaces.storage import make_default_store
 from tests.support.fake_mounts import Place
 from tests.support.host import kill_all
 
@@ -253,16 +253,16 @@ def test_only_the_default_store_is_made_with_its_parents(tmp_path: Path) -> None
     path = tmp_path / "share" / "s3ws"
     ids = {"WORKSPACE_USER_ID": "u", "WORKSPACE_CONVERSATION_ID": "c"}
     settings = Settings.load({**ids, "WORKSPACE_STORAGE_PATH": str(path)})
-    _make_default_store(settings, str(tmp_path / "another" / "s3ws"))
+    make_default_store(settings, str(tmp_path / "another" / "s3ws"))
     assert list(tmp_path.iterdir()) == []
-    _make_default_store(settings, str(path))
+    make_default_store(settings, str(path))
     assert path.stat().st_mode & 0o7777 == 0o700
-    _make_default_store(settings, str(path))
+    make_default_store(settings, str(path))
     (tmp_path / "file").touch()
     blocked = str(tmp_path / "file" / "s3ws")
     settings = Settings.load({**ids, "WORKSPACE_STORAGE_PATH": blocked})
     with pytest.raises(UserError) as caught:
-        _make_default_store(settings, blocked)
+        make_default_store(settings, blocked)
     assert caught.value.exit_code == ExitCode.STORE
 
 

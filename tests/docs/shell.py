@@ -22,6 +22,9 @@ from tests.docs.reading import Block, Document
 NOT_RUN: Final = {
     r"docker": "needs a Docker engine; the image is tested in real containers by tests/packaging",
     r"\./run-tests": "is what runs this test",
+    r"packaging/install-host": "changes the machine; run below another root by tests/packaging",
+    r"systemctl": "needs a running systemd; the units are tested by tests/packaging",
+    r"mount -t s3ws|umount": "needs links in /sbin; done in a namespace by tests/integrations",
     r"make bench": "takes minutes; tests/bench runs the same program",
     r"\S*python -m bench(?! --help)": "takes minutes; tests/bench runs the same program",
 }

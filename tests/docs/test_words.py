@@ -123,6 +123,8 @@ def test_what_does_not_exist_is_found() -> None:
     assert list(words.calls("docker run -v s3ws-cache:/x s3ws python3 agent.py")) == []
     assert list(words.calls("docker build -t s3ws .")) == []
     assert list(words.calls("docker exec c s3ws stauts")) == ["stauts"]
+    assert list(words.calls("mount -t s3ws alice/test-123 /mnt")) == []
+    assert list(words.calls("s3ws  /mnt  fuse.s3ws  _netdev  0 0")) == []
 
 
 def _is_module(name: str) -> bool:

@@ -24,6 +24,9 @@ _PLACEHOLDER: Final = re.compile(r"[A-Z][A-Z0-9_-]*|[…“”\"'.,:]+|\$.*|\{.*
 _IMAGES: Final = ("docker", "podman", "buildah", "nerdctl")
 """Programs for which `s3ws` may be the name of an image."""
 
+_TYPES: Final = ("-t", "--driver", "--volume-driver")
+"""Options behind which `s3ws` is a kind of filesystem or volume; so it is before a path or =."""
+
 
 def calls(text: str) -> Iterator[str]:
     """What follows the program's name, for each time it is called in a line of shell or of text."""
@@ -34,6 +37,8 @@ def calls(text: str) -> Iterator[str]:
             first = rest.split()[:1]
             if not first or first[0] not in children(cli):
                 continue
+        if (before and before[-1] in _TYPES) or re.match(r"[/=]", rest):
+            continue
         # A pipe ends a call; between words without space it separates alternatives.
         yield re.split(r"\s\|(?:\s|$)|#\s", rest)[0].strip()
 

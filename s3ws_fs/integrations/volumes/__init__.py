@@ -1,0 +1,1 @@
+"""Workspaces as volumes of Docker and podman: `docker run -v CONVERSATION:/workspace …`."""
