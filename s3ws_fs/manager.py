@@ -143,16 +143,18 @@ class WorkspaceManager:
         """The canonical path of the workspace."""
         return self._config.mountpoint
 
-    async def initialize(self, *, take_over: bool = False) -> None:
+    async def initialize(self, *, take_over: bool = False, adopt: bool = False) -> None:
         """Mount the workspace; return when it is ready. Nothing happens when it is already.
 
         `take_over`: from the mount that holds it, which can save nothing more then.
+        `adopt`: a living mount of this very workspace there, of an earlier run of the program or of
+        another one, is taken for ours, with the settings it has.
         Raises UserError with the exit code that `s3ws mount` would have.
         """
-        await _in_thread(lambda: self._initialize(take_over))
+        await _in_thread(lambda: self._initialize(take_over, adopt))
 
     async def manual_sync(self, timeout_s: float | None = None) -> dict[str, Any]:
-        """Flush now; return {"sealed", "mirrored", "duration_s"} when all is in the bucket.
+        """Flush now; return {"sealed", "mirrored", …} when all is in the bucket.
 
         Raises UserError (exit code 4: not mounted; 7: not saved within `timeout_s` seconds).
         """
@@ -202,9 +204,10 @@ class WorkspaceManager:
         same = info is not None and info.cache_path == self._config.workspace_cache_dir
         return info if same else None
 
-    def _initialize(self, take_over: bool) -> None:
+    def _initialize(self, take_over: bool, adopt: bool) -> None:
         info = self._own_entry()
-        if self._mounted and info is not None and info.is_alive():
+        if (self._mounted or adopt) and info is not None and info.is_alive():
+            self._mounted = True
             return
         launch.mount(replace(self._config, take_over=take_over), secret_env=self._secret_env)
         self._mounted = True

@@ -69,6 +69,37 @@ async def test_context_manager_cleans_up_after_an_error(place: Place) -> None:
     assert place.info() is None
 
 
+async def test_adopts_the_mount_of_an_earlier_run_only_when_told(place: Place) -> None:
+    first, second = manager(place), manager(place)
+    await first.initialize()
+    with pytest.raises(UserError) as caught:
+        await second.initialize()
+    assert caught.value.exit_code is ExitCode.ALREADY_MOUNTED
+    await second.cleanup()
+    before = place.info()
+    assert before is not None
+    await second.initialize(adopt=True)
+    assert place.info() == before
+    await second.cleanup()
+    assert place.info() is None
+
+
+async def test_adopts_no_mount_of_another_workspace(place: Place) -> None:
+    await manager(place).initialize()
+    storage = LocalStorage(place.root / "store")
+    other = WorkspaceManager(storage, "another", "user", place.mountpoint)
+    with pytest.raises(UserError) as caught:
+        await other.initialize(adopt=True)
+    assert caught.value.exit_code is ExitCode.ALREADY_MOUNTED
+
+
+async def test_mounts_where_there_is_nothing_to_adopt(place: Place) -> None:
+    workspace = manager(place)
+    await workspace.initialize(adopt=True)
+    assert (await workspace.status())["state"] == "ready"
+    await workspace.cleanup()
+
+
 async def test_cleanup_after_a_failed_initialize(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
