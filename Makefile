@@ -9,7 +9,7 @@ PYTEST_WORKERS ?= 3
 UV ?= uv
 NIGHT_SEED ?= $(shell date +%Y%m%d)
 
-.PHONY: acceptance help check test lint fmt types layers locks nightly run play s3 manual bench pjdfstest lock clean setup
+.PHONY: acceptance help check test lint fmt types layers locks nightly openhands run play s3 manual bench pjdfstest lock clean setup
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -74,17 +74,24 @@ nightly: | $(BIN)/pytest ## the long forms of docs/reliability.md, one after the
 	$(BIN)/python -m tests.model.test_two_trees --seed $(NIGHT_SEED) --seconds 1800
 	$(BIN)/python -m tests.soak.soak --kills 320 --seed $(NIGHT_SEED)
 
+openhands: | $(BIN)/pytest ## the OpenHands SDK on a workspace, in a virtual environment of its own (Python 3.12)
+	./scripts/setup openhands
+	$(BIN)/pytest tests/e2e/test_openhands.py $(PYTEST_ARGS)
+
 pjdfstest: | $(BIN)/pytest ## the POSIX suite, natively and on a mount: SUITE=a checkout of pjd/pjdfstest (root)
 	$(BIN)/python -m scripts.pjdfstest --suite $(SUITE) $(PJDFSTEST_ARGS)
 
 # The locks hold versions and hashes only: where a package comes from is the installer's business.
-LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+COMPILE := $(UV) pip compile --quiet --generate-hashes \
 	--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+LOCK := $(COMPILE) --universal --python-version 3.11
 
 lock: ## the lock files anew (needs uv); LOCK_ARGS=--upgrade for new versions
 	$(LOCK) $(LOCK_ARGS) requirements/build.in --no-strip-markers -o requirements/build.txt
 	$(LOCK) $(LOCK_ARGS) pyproject.toml -o requirements/runtime.txt
 	$(LOCK) $(LOCK_ARGS) pyproject.toml --extra dev -c requirements/runtime.txt -o requirements/dev.txt
+	$(COMPILE) --python-platform linux --python-version 3.12 $(LOCK_ARGS) requirements/openhands.in pyproject.toml \
+		-c requirements/runtime.txt --override requirements/openhands-without.in -o requirements/openhands.txt
 	@$(MAKE) --no-print-directory locks
 
 locks: ## no address in a lock file, no line without a hash

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = ("build", "runtime", "dev")
+LOCKS = ("build", "runtime", "dev", "openhands")
 PIN = re.compile(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)( ; [^\\]+)? \\")
 HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
 HEAVY = {"boto3", "botocore", "pydantic", "click", "rich", "prometheus_client"}
@@ -52,6 +52,10 @@ def test_the_locks_hold_what_the_project_asks_for() -> None:
     assert {normal(each) for each in project["dependencies"]} <= runtime.keys()
     assert {normal(each) for each in project["optional-dependencies"]["dev"]} <= dev.keys()
     assert {name: dev[name] for name in runtime} == runtime
+    peer = pins("openhands")
+    assert {"openhands-sdk", "openhands-tools"} <= peer.keys()
+    assert {name: peer[name] for name in peer.keys() & runtime.keys()}.items() <= runtime.items()
+    assert {normal(each) for each in project["dependencies"]} <= peer.keys()
 
 
 def test_every_direct_dependency_is_explained() -> None:
