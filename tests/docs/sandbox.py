@@ -34,7 +34,7 @@ from tests.support.mounting import clear_mountpoint
 from tests.support.programs import GIT_ENV
 from tests.support.seaweed import Seaweed
 
-SCRIPT_S_MAX: Final = 240.0
+SCRIPT_S_MAX: Final = 600.0
 _FOREIGN: Final = ("WORKSPACE_", "AWS_", "FILE_STORE", "S3WS_", "OH_", "XDG_", "VIRTUAL_ENV")
 _LEFT_OUT: Final = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
 

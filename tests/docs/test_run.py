@@ -69,7 +69,7 @@ def sandbox(request: pytest.FixtureRequest, tmp_path: Path, seaweed: Seaweed) ->
 @pytest.mark.e2e
 @pytest.mark.fuse
 @pytest.mark.s3
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(800)
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
 def test_the_commands_of_a_document_do_what_it_says(page: Document, sandbox: Sandbox) -> None:
     before = of_shell(Block(f"before {page.name}", 1, "sh", STAGES.get(page.name, STAGE)))
