@@ -25,6 +25,7 @@ from tests.docs.shell import (
     simple_commands,
     steps,
 )
+from tests.support.host import NEVER_BY_ITSELF
 from tests.support.mounting import require_fuse
 from tests.support.seaweed import Seaweed
 from tests.support.tools import need
@@ -51,6 +52,12 @@ aws s3 cp $PLACE/$NAME /tmp/backup && aws s3 cp /tmp/backup $PLACE/backup-202601
 }
 """What stands before the commands of one document; STAGE where nothing is said."""
 
+SETTINGS: Final = {
+    # What is not saved when its host is lost must not have been saved just before.
+    "docs/operations.md": NEVER_BY_ITSELF,
+}
+"""What else is set for one document."""
+
 ELSEWHERE: Final = {"docs/semantics.md": "tests/e2e/test_semantics_doc.py"}
 RUNNABLE: Final = [page for page in PAGES if page.name not in ELSEWHERE and steps(page)]
 
@@ -74,6 +81,7 @@ def sandbox(request: pytest.FixtureRequest, tmp_path: Path, seaweed: Seaweed) ->
 def test_the_commands_of_a_document_do_what_it_says(page: Document, sandbox: Sandbox) -> None:
     before = of_shell(Block(f"before {page.name}", 1, "sh", STAGES.get(page.name, STAGE)))
     wanted = [*before, *(step for step in steps(page) if not step.reason_not_to_run)]
+    sandbox.env |= SETTINGS.get(page.name, {})
     outcomes = sandbox.run(wanted)
     assert [text for outcome in outcomes if (text := trouble(outcome))] == []
     assert len(outcomes) == len(wanted), f"the shell ended in {wanted[len(outcomes)].where}"
