@@ -27,6 +27,8 @@ NOT_RUN: Final = {
     r"mount -t s3ws|umount": "needs links in /sbin; done in a namespace by tests/integrations",
     r"make bench": "takes minutes; tests/bench runs the same program",
     r"\S*python -m bench(?! --help)": "takes minutes; tests/bench runs the same program",
+    r"from openhands\.\S+ import": "needs the OpenHands SDK; tests/e2e/test_openhands.py runs such "
+    "a program with it",
 }
 """Commands that are not run, by how they begin, and why. Of ours, the words in such lines are
 checked all the same (test_words). An entry that no document needs has to go."""
@@ -62,10 +64,10 @@ class Step:
     @property
     def reason_not_to_run(self) -> str:
         """Empty for what is run."""
-        if self.is_python:
-            return ""
+        first = self.command.partition("\n")[0]
+        commands = [first] if self.is_python else simple_commands(self.command)
         return next(
-            (why for each in simple_commands(self.command) for begin, why in NOT_RUN.items()
+            (why for each in commands for begin, why in NOT_RUN.items()
              if re.match(rf"{begin}(?:\s|$)", each)),
             "",
         )  # fmt: skip

@@ -33,7 +33,8 @@ FOREIGN_OPTIONS: Final = {
 """Options that the text names alone, and that are other programs' (those of ours need no entry)."""
 
 LAYERS: Final = (
-    "core|holder|cache|fs|store|transfer|replica|snapshot|control|fuse|daemon|launch|settings|cli"
+    "core|holder|cache|fs|store|transfer|replica|snapshot|control|fuse|daemon|launch|settings|cli|"
+    "workspaces|integrations"
 )
 PLACE: Final = re.compile(rf"(?:s3ws_fs/)?(?:{LAYERS})(?:/[a-z0-9_]+)+(?:\.py)?")
 OTHER_PLACE: Final = re.compile(r"(?:tests|scripts|bench|packaging|requirements)/[\w./*-]+")

@@ -2,9 +2,10 @@
 
 `S3WS_FAKE` says how it behaves: ok, unsaved, busy, error, crash, hang, die (in unmount), saved_die
 (saved, but died before the answer), slow (unmount takes until the file named by S3WS_FAKE_GATE is
-there). Run as `python -m tests.support.fake_daemon --config-fd N --ready-fd M`.
+there), silent (what needs the store is never answered). Run as `python -m
+tests.support.fake_daemon --config-fd N --ready-fd M`.
 
-Called by the tests of launch, cli and the manager.
+Called by the tests of launch, cli, the manager and integrations.
 """
 
 from __future__ import annotations
@@ -83,7 +84,13 @@ class FakeDaemon:
             "sync": self.sync,
             "unmount": self.unmount,
             "backup": self.backup,
+            "snapshots": self.snapshots,
         }
+
+    async def snapshots(self, args: Event, emit: Emit) -> Event:
+        if self.mode == "silent":
+            await trio.sleep_forever()
+        return {"snapshots": [], "damaged": []}
 
     async def backup(self, args: Event, emit: Emit) -> Event:
         await emit({"event": "progress", "phase": "packing", "done": 1, "total": 2})
@@ -128,6 +135,8 @@ class FakeDaemon:
         }
 
     async def sync(self, args: Event, emit: Emit) -> Event:
+        if self.mode == "silent":
+            await trio.sleep_forever()
         for done in range(3):
             await emit({"event": "progress", "phase": "sealing", "done": done, "total": 2})
         return {"sealed": 9, "mirrored": 9, "duration_s": 0.5}
