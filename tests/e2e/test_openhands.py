@@ -177,7 +177,11 @@ def test_a_conversation_goes_on_elsewhere(s3_bucket: S3Bucket, tmp_path: Path, u
         assert hooks_of(closed)[-1][0] == "SessionEnd"
         program.go_on()
         assert program.expect("triggered")["result"]["sealed"] > 0
-        program.expect("unmounted")
+        # A hook that fails keeps the agent from nothing.
+        unmounted = program.expect("unmounted")
+        assert (unmounted["may_stop"], unmounted["may_ask"]) == (True, True)
+        assert unmounted["codes"] == [1]
+        assert "is not mounted" in unmounted["stderr"]
         program.wait()
         assert not table.is_mounted(mountpoint)
         shutil.rmtree(one.cache)

@@ -8,7 +8,7 @@ environment under OpenHands' own names.
 
 It says what happened in JSON lines, and waits for a line of standard input where a test looks at
 the bucket: after the agent finished (nothing is closed yet), and after the conversation was closed
-(the workspace is still mounted).
+(the workspace is still mounted). At the end it runs hooks without the mount.
 
 Called by tests.e2e.test_openhands.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 from openhands.sdk import Agent, Conversation, LocalWorkspace, Tool
 from openhands.sdk.event import ActionEvent, HookExecutionEvent, ObservationEvent
-from openhands.sdk.hooks import HookConfig
+from openhands.sdk.hooks import HookConfig, HookManager
 from openhands.sdk.llm import Message, MessageToolCall, TextContent
 from openhands.sdk.testing import TestLLM
 from openhands.tools.file_editor import FileEditorTool
@@ -164,7 +164,13 @@ def main(phase: str, conversation_id: str, base_dir: str) -> None:
         conversation.close()
         pause("closed", events=len(conversation.state.events), hooks=hooks(conversation))
         say("triggered", result=trigger_workspace_sync(conversation_id))
-    say("unmounted")
+        config = HookConfig.from_dict(workspace.hook_config())
+    # Now every hook fails. What does the SDK make of that?
+    hook_manager = HookManager(config, working_dir=base_dir, session_id=str(conversation.id))
+    may_stop, results = hook_manager.run_stop("agent_finished")
+    may_ask, _, _ = hook_manager.run_user_prompt_submit("Go on.")
+    codes = [result.exit_code for result in results]
+    say("unmounted", may_stop=may_stop, may_ask=may_ask, codes=codes, stderr=results[0].stderr)
 
 
 if __name__ == "__main__":
