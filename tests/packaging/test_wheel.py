@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -43,3 +44,15 @@ def test_manual_and_completion_are_installed_where_programs_look(tmp_path: Path)
             if ".data/data/" in name
         }
     assert held == {name: path.read_bytes() for name, path in WANTED.items()}
+    if shutil.which("man") is None:
+        return
+    prefix = tmp_path / "prefix"
+    for name, data in held.items():
+        (prefix / name).parent.mkdir(parents=True)
+        (prefix / name).write_bytes(data)
+    (prefix / "bin").mkdir()
+    env = {"PATH": f"{prefix}/bin:{os.environ.get('PATH', os.defpath)}"}
+    done = subprocess.run(["man", "-w", "s3ws"], env=env, capture_output=True, text=True)
+    if "minimized" in done.stdout:
+        return
+    assert done.stdout.strip() == f"{prefix}/share/man/man1/s3ws.1", done.stderr
