@@ -1,4 +1,4 @@
-"""podman for volumes: a store and settings of its own, and an image made of this machine's shell.
+"""podman: a store and settings of its own, and an image made of this machine's shell.
 
 Invariants
 1. Nothing of the machine's podman is used or changed: --root and --runroot stand below a directory
@@ -7,7 +7,7 @@ Invariants
    their libraries. (With --rootfs instead of an image podman ends no use of a volume at a stop.)
 3. `end` removes the containers that were made here.
 
-Called by the tests of integrations/volumes.
+Called by the tests of integrations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final
 
 import pytest
 
-PROGRAMS: Final = ("sh", "cat", "id", "ls", "sleep", "stat")
+PROGRAMS: Final = ("sh", "cat", "id", "ls", "mkdir", "sleep", "stat")
 IMAGE: Final = "localhost/s3ws-shell"
 COMMAND_S_MAX: Final = 180.0
 _CONF: Final = """\
