@@ -122,7 +122,7 @@ class Operations(pyfuse3.Operations):
         self.faults = Faults(gone_errno=errno.ESTALE if is_following else errno.ENOENT)
         self.tally = Tally()
         self._fs = fs
-        self._waiting = Waiting(fs, fetch, make_room, fetch_deadline_s)
+        self._waiting = Waiting(fs, fetch, make_room, fetch_deadline_s, self.tally)
         self._wait_durable = wait_durable
         self._settled = settled
         self._is_following = is_following

@@ -7,8 +7,8 @@ Invariants
    counted, logged (rate-limited, with its traceback) and answered with EIO.
 3. `atomic` wraps a plain function: it can't await, so nothing else runs between its first and its
    last line, and its reply leaves before the next request is read. `awaiting` wraps a coroutine:
-   other requests are served while it waits. Both count in `tally` what was asked and how long it
-   took.
+   other requests are served while it waits. Both count in `tally` what was asked, and of some how
+   long it took.
 4. The kernel may keep what we say for `KERNEL_CACHE_S`: every change passes through the kernel that
    caches it, which updates or drops what the change made stale (tests/fuse/test_kernel_cache.py);
    one that did not is told to the kernel (`invalidate`). On a read-only mount, whose files change
@@ -24,7 +24,6 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from time import perf_counter_ns
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
@@ -32,7 +31,8 @@ import pyfuse3
 from s3ws_fs.core import acl, failpoints
 from s3ws_fs.core.errors import FormatError, FsError, GoneError
 from s3ws_fs.core.types import Attr, Cred, StatFs
-from s3ws_fs.fuse.tally import SUM, Tally
+from s3ws_fs.fuse import tally
+from s3ws_fs.fuse.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -215,10 +215,13 @@ def atomic(
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
     """Make a handler of a plain function: it never awaits (invariants 2 and 3)."""
     name = function.__name__
+    tally.declare(name)
 
     @functools.wraps(function)
     async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        begun_ns = perf_counter_ns()
+        kind = self.tally.kinds[name]
+        kind.left = left = kind.left - 1
+        begun_ns = 0 if left else kind.begin()
         try:
             result = function(self, *args, **kwargs)
             failpoints.hit(failpoints.ANSWER_BEFORE)
@@ -228,10 +231,8 @@ def atomic(
         except Exception as exc:
             raise _refusal(name, self, exc) from None
         finally:
-            took_ns = perf_counter_ns() - begun_ns
-            slots = self.tally.kinds[name]
-            slots[took_ns.bit_length()] += 1
-            slots[SUM] += took_ns
+            if begun_ns:
+                kind.end(begun_ns)
 
     return handler
 
@@ -261,10 +262,13 @@ def awaiting(
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
     """Make a handler of a coroutine function that may wait (invariants 2 and 3)."""
     name = getattr(function, "__name__", "handler")
+    tally.declare(name)
 
     @functools.wraps(function)
     async def handler(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        begun_ns = perf_counter_ns()
+        kind = self.tally.kinds[name]
+        kind.left = left = kind.left - 1
+        begun_ns = 0 if left else kind.begin()
         try:
             result = await function(self, *args, **kwargs)
             failpoints.hit(failpoints.ANSWER_BEFORE)
@@ -274,9 +278,7 @@ def awaiting(
         except Exception as exc:
             raise _refusal(name, self, exc) from None
         finally:
-            took_ns = perf_counter_ns() - begun_ns
-            slots = self.tally.kinds[name]
-            slots[took_ns.bit_length()] += 1
-            slots[SUM] += took_ns
+            if begun_ns:
+                kind.end(begun_ns)
 
     return handler

@@ -20,6 +20,7 @@ import trio
 from s3ws_fs.core.errors import FormatError, FsError, StoreError
 from s3ws_fs.core.types import NeedExtents
 from s3ws_fs.fs.filesystem import FileSystem
+from s3ws_fs.fuse.tally import FETCH, Tally
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +47,20 @@ class Waiting:
         fetch: Fetch,
         make_room: Callable[[], Awaitable[bool]] | None,
         fetch_deadline_s: float,
+        tally: Tally,
     ) -> None:
         self._fs = fs
         self._fetch = fetch
         self._make_room = make_room
         self._fetch_deadline_s = fetch_deadline_s
+        self._tally = tally
 
     async def warm(self, need: NeedExtents, rounds: int) -> None:
         """Fetch what a call asked for. Raises FsError(EIO) when it can't be had in time."""
         if rounds >= FETCH_ROUNDS_MAX:
             raise FsError(errno.EIO, f"inode {need.ino} kept changing during {rounds} fetches")
+        kind = self._tally.kinds[FETCH]
+        begun_ns = kind.begin()
         try:
             with trio.fail_after(self._fetch_deadline_s):
                 await self._fetch(need)
@@ -68,6 +73,8 @@ class Waiting:
         except (StoreError, FormatError) as exc:
             log.warning("fetch for inode %d failed: %s", need.ino, exc)
             raise FsError(errno.EIO, str(exc)) from exc
+        finally:
+            kind.end(begun_ns)
 
     async def has_room_now(self, exc: FsError) -> bool:
         """After this error: whether room was made, so that trying again makes sense.

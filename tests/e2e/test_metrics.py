@@ -84,7 +84,10 @@ def test_every_metric_is_there_and_says_what_was_done(
     assert one(found, "start_time_seconds") == one(before, "start_time_seconds") > 1e9
     assert one(found, "dirty_bytes") == one(found, "oldest_dirty_age_seconds") == 0
     assert one(found, "sealed_generation") == one(found, "head_generation") > 0
-    assert one(found, "fuse_op_duration_seconds_count", op="rename") >= 1
+    assert one(found, "fuse_ops_total", op="rename") >= 1
+    assert one(found, "fuse_op_duration_seconds_count", op="rename") == 1
+    assert one(found, "fuse_ops_total", op="lookup") > 17
+    assert one(found, "fuse_op_duration_seconds_count", op="lookup") >= 2
     assert 0 < one(found, "fuse_op_duration_seconds_sum", op="write") < 600
     assert one(found, "flushes_total", result="ok") >= 1
     assert one(found, "seal_duration_seconds_count") >= 1

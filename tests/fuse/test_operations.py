@@ -75,6 +75,20 @@ async def test_cold_bytes_are_fetched_and_the_call_made_again() -> None:
     assert (await _setattr(_operations(ColdFs(1)))).st_size == 5
 
 
+async def test_each_wait_for_cold_bytes_is_timed_and_all_bytes_are_counted() -> None:
+    ops = _operations(ColdFs(2))
+    await ops.read(7, 0, 5)
+    await ops.write(7, 0, b"xyz")
+    said = ops.tally.to_json()
+    assert {kind: of["count"] for kind, of in said["ops"].items()} == {
+        "fetch": 2,
+        "read": 1,
+        "write": 1,
+    }
+    assert sum(said["ops"]["fetch"]["bits"].values()) == 2
+    assert (said["read_bytes"], said["written_bytes"]) == (5, 3)
+
+
 async def test_fetching_ends_after_the_limit() -> None:
     assert await _operations(ColdFs(FETCH_ROUNDS_MAX)).read(7, 0, 5) == b"bytes"
     for call in (
@@ -113,6 +127,7 @@ async def test_a_fetch_that_fails_ends_in_eio(error: Exception) -> None:
         await ops.read(7, 0, 5)
     assert caught.value.errno == errno.EIO
     assert ops.faults.count == (1 if isinstance(error, RuntimeError) else 0)
+    assert ops.tally.kinds["fetch"].count == 1, "a wait in vain is one, too"
 
 
 async def test_other_requests_are_served_while_one_fetches() -> None:

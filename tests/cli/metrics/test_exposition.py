@@ -54,7 +54,7 @@ DOCUMENT: dict[str, Any] = {
     "started_at_s": NOW_S - 100,
     "counts": {
         "fuse": {
-            "ops": {"getattr": {"count": 4, "sum_ns": 3_000_000, "bits": {"10": 3, "21": 1}}},
+            "ops": {"getattr": {"count": 40, "sum_ns": 3_000_000, "bits": {"10": 3, "21": 1}}},
             "errors": {"EIO": 2},
             "read_bytes": 11,
             "written_bytes": 12,
@@ -143,6 +143,7 @@ def test_what_a_living_mount_says() -> None:
         assert one(found, f"s3ws_{name}") == value, name
     assert one(found, "s3ws_s3_requests_total", op="put", code="SlowDown") == 1
     assert one(found, "s3ws_flushes_total", result="failed") == 1
+    assert one(found, "s3ws_fuse_ops_total", op="getattr") == 40
     assert one(found, "s3ws_fuse_errors_total", errno="EIO") == 2
     assert one(found, "s3ws_process_resident_memory_bytes", process="daemon") == 1024
     said = {"version": "1.2", "state": "ready", "store": "s3", "read_only": "false"}
