@@ -1,4 +1,4 @@
-"""Alert rules, dashboard and unit: their names exist, and the rules fire when they should.
+"""Alert rules and dashboard: their names exist, and the rules fire when they should.
 
 Where promtool is installed (Debian: the package prometheus) it judges the syntax of all
 expressions, and evaluates each rule in a case where it has to fire and in one where it must not.
@@ -24,7 +24,6 @@ from tests.support.mounting import REPOSITORY
 PACKAGING: Final = REPOSITORY / "packaging"
 ALERTS: Final = PACKAGING / "prometheus/alerts.yml"
 DASHBOARD: Final = PACKAGING / "grafana/s3ws.json"
-UNIT: Final = PACKAGING / "prometheus/s3ws-metrics.service"
 FOREIGN: Final = {"node_textfile_mtime_seconds": {"file"}}
 """Metrics of others that rules use, and their labels."""
 OF_TARGET: Final = {"instance", "job"}
@@ -299,21 +298,3 @@ def test_what_a_rule_says_is_said_of_the_mount(promtool: str, tmp_path: Path) ->
     document = {"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": [case]}
     file.write_text(yaml.safe_dump(document))
     judged(promtool, "test", "rules", file)
-
-
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    program = shutil.which("systemd-analyze")
-    if program is None:
-        pytest.skip("systemd-analyze is not installed (apt-get install systemd)")
-    text = UNIT.read_text()
-    command = re.search(r"^ExecStart=(\S+) (.*)$", text, re.M)
-    assert command is not None
-    assert command[1].endswith("/s3ws")
-    # Neither the program nor its manual page need stand where a package would put them.
-    text = text.replace(command[1], "/bin/true", 1)
-    unit = tmp_path / UNIT.name
-    unit.write_text(re.sub(r"^Documentation=.*\n", "", text, flags=re.M))
-    done = subprocess.run(
-        [program, "verify", unit], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
