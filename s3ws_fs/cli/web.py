@@ -3,7 +3,7 @@
 Invariants
 1. What the page needs is imported when it is asked for, not by other commands.
 2. The link, which lets a browser in once, goes to standard output or into a private file; nowhere
-   else.
+   else. The log goes to standard error, each line of it printable.
 
 Called by cli only.
 """
@@ -48,8 +48,10 @@ def web(address: str, port: int, hosts: tuple[str, ...], link_file: str | None) 
     """
     import trio
 
+    from s3ws_fs.daemon import logs
     from s3ws_fs.web.server import Listening, serve
 
+    logs.set_up("warning", "text")
     told = partial(_write, link_file) if link_file is not None else _print
     if not is_loopback(address):
         report.note("s3ws: warning: whoever can reach this address can read the link and all else")

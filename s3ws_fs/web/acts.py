@@ -28,7 +28,6 @@ from s3ws_fs.core.rewind import KINDS, answer_json, path_bytes
 from s3ws_fs.fuse import table
 from s3ws_fs.snapshot.extract import restore
 from s3ws_fs.snapshot.reading import open_backup
-from s3ws_fs.web.files import workspace_of
 from s3ws_fs.web.looks import known_ref
 from s3ws_fs.web.mounts import Mounts
 from s3ws_fs.workspaces.mounts import require_alive
@@ -110,8 +109,7 @@ class Acts:
         """What the restore of a backup would make. Raises UserError, FormatError."""
         require_alive(info)
         name = _backup_name(name)
-        workspace = workspace_of(info)
-        with workspace.store() as store:
+        with self._mounts.store(info) as (_, store):
             index = open_backup(store, name).index
         files = [entry for entry in index.entries if entry.type == "file"]
         return {
@@ -133,11 +131,10 @@ class Acts:
         return _shown(self._mounts.request(info, plan.cmd, plan.args, None))
 
     def _unpack(self, info: MountInfo, name: str) -> dict[str, Any]:
-        workspace = workspace_of(info)
         if not table.is_mounted(info.mountpoint):
             raise UserError("Nothing is mounted there.", exit_code=ExitCode.NOT_MOUNTED)
         with (
-            workspace.store() as store,
+            self._mounts.store(info) as (workspace, store),
             ThreadPoolExecutor(workspace.config.store.max_parallel, "fetch") as pool,
         ):
             reader = open_backup(store, name)

@@ -14,6 +14,7 @@ Blocking; called by web.routes in threads.
 
 from __future__ import annotations
 
+import codecs
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,17 +30,11 @@ from s3ws_fs.core.plaintext import safe, safe_name
 from s3ws_fs.core.types import Location
 from s3ws_fs.transfer.looking import fetch_part
 from s3ws_fs.web.mounts import Mounts
-from s3ws_fs.workspaces.reading import Workspace, config_of, of_mount
 
 PAGE_MAX: Final = 200
 PREVIEW_BYTES_MAX: Final = 256 << 10
 PIECE_BYTES: Final = 2 << 20
 PATH_BYTES_MAX: Final = 16 << 10
-
-
-def workspace_of(info: MountInfo) -> Workspace:
-    """The workspace of a mount. Raises UserError."""
-    return Workspace(config_of(of_mount(info, {})), info)
 
 
 def clean(path: bytes) -> bytes:
@@ -128,13 +123,12 @@ def as_text(data: bytes) -> str | None:
     """Bytes as text that is safe to show; None when they are no UTF-8, or hold a NUL."""
     if b"\0" in data:
         return None
+    # A character that the limit cut in two is no reason.
+    is_whole = len(data) < PREVIEW_BYTES_MAX
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as exc:
-        # A character that the limit cut in two is no reason.
-        if exc.start < len(data) - 3 or len(data) < PREVIEW_BYTES_MAX:
-            return None
-        text = data[: exc.start].decode("utf-8")
+        text = codecs.getincrementaldecoder("utf-8")().decode(data, final=is_whole)
+    except UnicodeDecodeError:
+        return None
     return "".join(char if char in "\n\t" else safe(char) for char in text.replace("\r\n", "\n"))
 
 
@@ -154,7 +148,7 @@ def _bytes(
         data = bytearray(min(step * EXTENT_BYTES, length - begin))
         with _found(), mounts.cache(info) as cache:
             found = cache.extents(entry.attr.ino, first, step)
-        for index, piece in _fetched(info, path, found):
+        for index, piece in _fetched(mounts, info, path, found):
             at = index * EXTENT_BYTES - begin
             room = len(data) - at
             if room > 0:
@@ -163,7 +157,7 @@ def _bytes(
 
 
 def _fetched(
-    info: MountInfo, path: bytes, found: list[tuple[int, bytes | Location]]
+    mounts: Mounts, info: MountInfo, path: bytes, found: list[tuple[int, bytes | Location]]
 ) -> Iterator[tuple[int, bytes]]:
     cold: list[tuple[int, Location]] = []
     for index, piece in found:
@@ -172,5 +166,5 @@ def _fetched(
         else:
             cold.append((index, piece))
     if cold:
-        with workspace_of(info).store() as store:
+        with mounts.store(info) as (_, store):
             yield from fetch_part(store, layout.escape_path(path), cold)

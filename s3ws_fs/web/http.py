@@ -7,12 +7,14 @@ Invariants
    client sends is repeated to it or logged.
 3. A body is read whole before its request is handled, and is at most BODY_BYTES_MAX long.
 4. An answer whose bytes stop short ends the connection, so that nobody takes it for whole.
+5. Whatever fails on a connection ends that one alone.
 
 Called by web.server. The parser is h11's.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ from urllib.parse import unquote_to_bytes
 
 import h11
 import trio
+
+from s3ws_fs.core.errors import S3wsError
 
 HEAD_BYTES_MAX: Final = 16 << 10
 BODY_BYTES_MAX: Final = 64 << 10
@@ -38,7 +42,11 @@ SEND_S: Final = 30.0
 LINGER_S: Final = 2.0
 _RECEIVE_BYTES: Final = 16 << 10
 
+_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+
 Body = bytes | AsyncIterator[bytes]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,10 @@ async def serve_connection(stream: trio.SocketStream, handle: Handler, refuse: R
     async with stream:
         try:
             await _Connection(stream, handle, refuse).run()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        except _GONE:
+            return
+        except Exception:
+            _log.exception("a connection failed")
             return
         await _linger(stream)
 
@@ -92,7 +103,7 @@ async def turn_away(stream: trio.SocketStream, refuse: Refuse) -> None:
         try:
             connection = _Connection(stream, _nobody, refuse)
             await connection.send(refuse(busy), head_only=False)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        except _GONE:
             return
 
 
@@ -186,15 +197,25 @@ class _Connection:
             return
         if isinstance(body, bytes):
             await self._out(h11.Data(data=body))
-        else:
-            async with aclosing(body) as pieces:  # type: ignore[type-var]
-                async for piece in pieces:
-                    await self._out(h11.Data(data=piece))
+        elif not await self._pieces(body):
+            return
         try:
             await self._out(h11.EndOfMessage())
         except h11.LocalProtocolError:
             # Fewer bytes than were announced.
             self._http.send_failed()
+
+    async def _pieces(self, body: AsyncIterator[bytes]) -> bool:
+        """Send a body as it comes; False when it can't be had to its end (invariant 4)."""
+        try:
+            async with aclosing(body) as found:  # type: ignore[type-var]
+                async for piece in found:
+                    await self._out(h11.Data(data=piece))
+        except S3wsError as exc:
+            _log.warning("an answer stopped short: %s", exc)
+            self._http.send_failed()
+            return False
+        return True
 
     async def _out(self, event: h11.Event) -> None:
         data = self._http.send(event)

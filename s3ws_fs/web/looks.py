@@ -31,8 +31,8 @@ from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import looking, points
 from s3ws_fs.transfer.looking import Difference
 from s3ws_fs.transfer.points import Point
-from s3ws_fs.web.files import as_text, workspace_of
-from s3ws_fs.web.mounts import Mounts
+from s3ws_fs.web.files import as_text
+from s3ws_fs.web.mounts import Mounts, workspace_of
 from s3ws_fs.workspaces.reading import Workspace
 
 LOG_MAX: Final = 30
@@ -55,17 +55,15 @@ def snapshots(mounts: Mounts, info: MountInfo) -> dict[str, Any]:
     return workspace_of(info).snapshots()
 
 
-def backups(info: MountInfo) -> dict[str, Any]:
+def backups(mounts: Mounts, info: MountInfo) -> dict[str, Any]:
     """The backups in the bucket, the newest last. Raises UserError."""
-    workspace = workspace_of(info)
-    with workspace.store() as store, _pool(workspace) as pool:
+    with mounts.store(info) as (workspace, store), _pool(workspace) as pool:
         return {"backups": [each.to_json() for each in list_backups(store, pool)]}
 
 
-def log(info: MountInfo, before: int) -> dict[str, Any]:
+def log(mounts: Mounts, info: MountInfo, before: int) -> dict[str, Any]:
     """The newest seals, or those before number `before` (0: none). Raises UserError."""
-    workspace = workspace_of(info)
-    with workspace.store() as store, _pool(workspace) as pool:
+    with mounts.store(info) as (workspace, store), _pool(workspace) as pool:
         survey = points.survey_points(store)
         newest = survey.newest if before <= 0 else min(survey.newest, before - 1)
         oldest = looking.oldest_step(survey, newest)
@@ -93,14 +91,14 @@ def _short(change: Change) -> dict[str, Any]:
 class Differences:
     """Thread-safe. The last ones are kept (invariant 2)."""
 
-    def __init__(self) -> None:
+    def __init__(self, mounts: Mounts) -> None:
+        self._mounts = mounts
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, str, int, int], Difference] = OrderedDict()
 
     def changes(self, info: MountInfo, old_ref: str, new_ref: str) -> dict[str, Any]:
         """What changed between two points. Raises UserError."""
-        workspace = workspace_of(info)
-        with workspace.store() as store, _pool(workspace) as pool:
+        with self._mounts.store(info) as (workspace, store), _pool(workspace) as pool:
             old, new = _resolved(store, old_ref, new_ref)
             found = self._difference(workspace, store, old.number, new.number, pool)
         shown = [change for change in found.changes if not change.is_noise]
@@ -114,8 +112,7 @@ class Differences:
 
     def patch(self, info: MountInfo, old: int, new: int, path: bytes) -> dict[str, Any]:
         """How one file's bytes changed. Raises UserError."""
-        workspace = workspace_of(info)
-        with workspace.store() as store, _pool(workspace) as pool:
+        with self._mounts.store(info) as (workspace, store), _pool(workspace) as pool:
             found = self._difference(workspace, store, old, new, pool)
 
             def read(change: Change, is_after: bool) -> bytes:

@@ -25,8 +25,11 @@ from s3ws_fs.control import client, registry
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.plaintext import safe
+from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.web.samples import MOUNTS_MAX, Samples, sample_of
+from s3ws_fs.web.stores import Stores
 from s3ws_fs.workspaces.mounts import ASKED_AT_ONCE, runtime_dir, status_document
+from s3ws_fs.workspaces.reading import Workspace, config_of, of_mount
 
 FRESH_S: Final = 0.9
 BACKGROUND_S: Final = 30.0
@@ -48,6 +51,7 @@ class Mounts:
         self._lock = threading.Lock()
         self._caches = threading.Lock()
         self._samples = Samples()
+        self._stores = Stores()
         self._asked: dict[str, tuple[float, dict[str, Any]]] = {}
 
     def find(self, key: str) -> MountInfo:
@@ -131,10 +135,26 @@ class Mounts:
             list(pool.map(self.document, alive[:MOUNTS_MAX]))
 
     @contextmanager
+    def store(self, info: MountInfo) -> Iterator[tuple[Workspace, ScopedStore]]:
+        """The workspace of a mount and its store, for reading. Raises UserError."""
+        workspace = workspace_of(info)
+        with self._stores.use(workspace) as store:
+            yield workspace, store
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        self._stores.close()
+
+    @contextmanager
     def cache(self, info: MountInfo) -> Iterator[inspect.Inspector]:
         """The cache of a mount, for a short look. Raises CacheError."""
         with self._caches, inspect.open_readonly(Path(info.cache_path)) as opened:
             yield opened
+
+
+def workspace_of(info: MountInfo) -> Workspace:
+    """The workspace of a mount. Raises UserError."""
+    return Workspace(config_of(of_mount(info, {})), info)
 
 
 def named(info: MountInfo) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Routes:
         self._guard = guard
         self._mounts = mounts
         self._acts = Acts(mounts)
-        self._differences = looks.Differences()
+        self._differences = looks.Differences(mounts)
         self._tickets: OrderedDict[str, _Ticket] = OrderedDict()
         self._looking = trio.CapacityLimiter(LOOKS_MAX)
         self._heavy = trio.CapacityLimiter(HEAVY_MAX)
@@ -166,12 +166,12 @@ class Routes:
                 "tree": partial(files.tree, mounts, info, path, _number(query.get("start", b"0"))),
                 "file": partial(files.preview, mounts, info, path),
                 "snapshots": partial(looks.snapshots, mounts, info),
-                "backups": partial(looks.backups, info),
+                "backups": partial(looks.backups, mounts, info),
             }[what]
             return await self._answer(look, self._looking)
         old, new = query.get("old", b""), query.get("new", b"")
         if what == "log":
-            look = partial(looks.log, info, _number(query.get("before", b"0")))
+            look = partial(looks.log, mounts, info, _number(query.get("before", b"0")))
         elif what == "diff":
             refs = [looks.known_ref(each.decode("utf-8", "replace")) for each in (old, new)]
             look = partial(self._differences.changes, info, *refs)

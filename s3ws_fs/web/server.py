@@ -10,6 +10,7 @@ Called by the command.
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Final
 
 import trio
 
-from s3ws_fs.core.errors import ExitCode, UserError
+from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
 from s3ws_fs.web import http
 from s3ws_fs.web.guard import Guard
 from s3ws_fs.web.mounts import BACKGROUND_S, Mounts
@@ -26,6 +27,8 @@ from s3ws_fs.web.routes import Routes, refusal
 DEFAULT_ADDRESS: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8765
 BACKLOG: Final = 64
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +87,13 @@ async def _serve(
         finally:
             places.release_on_behalf_of(stream)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_sample, mounts)
-        task_status.started(port)
-        await trio.serve_listeners(connection, listeners)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_sample, mounts)
+            task_status.started(port)
+            await trio.serve_listeners(connection, listeners)
+    finally:
+        mounts.close()
 
 
 async def _listen(where: Listening) -> list[trio.SocketListener]:
@@ -106,5 +112,9 @@ async def _listen(where: Listening) -> list[trio.SocketListener]:
 
 async def _sample(mounts: Mounts) -> None:
     while True:
-        await trio.to_thread.run_sync(mounts.sample)
+        try:
+            await trio.to_thread.run_sync(mounts.sample)
+        except (OSError, S3wsError) as exc:
+            # The charts have a gap; whoever asks for the mounts is told why.
+            _log.warning("the mounts can't be looked at: %s", exc)
         await trio.sleep(BACKGROUND_S)

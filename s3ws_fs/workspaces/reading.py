@@ -57,12 +57,15 @@ class Workspace:
         """For messages."""
         return f"{self.config.workspace.prefix} in {self.config.store.location}"
 
+    def open(self) -> ScopedStore:
+        """Its store, for reading, which the caller closes. Raises StoreError."""
+        return open_store(self.config.store, self.config.workspace.prefix, read_only=True)
+
     @contextmanager
     def store(self) -> Iterator[ScopedStore]:
         """Its store, for reading. StoreError and FormatError of the block become UserError."""
-        config = self.config
-        with store_errors(config):
-            opened = open_store(config.store, config.workspace.prefix, read_only=True)
+        with store_errors(self.config):
+            opened = self.open()
             try:
                 yield opened
             finally:

@@ -14,9 +14,11 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.inspect import Inspector, open_readonly
 from s3ws_fs.core import keys
 from s3ws_fs.core.errors import CacheError
+from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.records import encode_location
 from s3ws_fs.core.types import ROOT_INO, Cred, Location
 from s3ws_fs.fs.filesystem import FileSystem
+from tests.support.caches import evict
 
 
 @pytest.fixture
@@ -107,3 +109,34 @@ def test_one_that_may_be_torn_is_refused(cache: Cache, tmp_path: Path) -> None:
     shutil.copytree(cache.directory, tmp_path / "torn")
     with pytest.raises(CacheError, match="sync point"):
         open_readonly(tmp_path / "torn", "boot-2")
+
+
+def test_pages_of_a_directory(cache: Cache, fs: FileSystem) -> None:
+    below = fs.mkdir(ROOT_INO, b"d", 0o755, Cred(1, 2)).ino
+    for name in (b"c", b"a", b"\xff", b"b"):
+        fs.create(below, name, 0o644, Cred(1, 2))
+    with looking(cache) as look:
+        total, entries = look.page(b"d", 1, 2)
+        assert (total, [entry.name for entry in entries]) == (4, [b"b", b"c"])
+        assert look.page(b"d", 4, 2) == (4, [])
+        with pytest.raises(NotADirectoryError):
+            look.page(b"d/a", 0, 1)
+        with pytest.raises(FileNotFoundError):
+            look.page(b"d/x", 0, 1)
+        assert look.entry(b"d/a").name == b"a"
+
+
+def test_extents_are_bytes_or_places(cache: Cache, fs: FileSystem) -> None:
+    ino = fs.create(ROOT_INO, b"f", 0o644, Cred(1, 2)).ino
+    fs.write(ino, 0, b"warm")
+    fs.write(ino, 3 * EXTENT_BYTES, b"cold")
+    at = Location(1, 7, 4, b"d" * 16)
+    generation = cache.generation
+    cache.record_locations(generation, [(keys.chunk_key(ino, 3), encode_location(at))])
+    cache.forget(generation, freeze_ns=0)
+    evict(cache, ino, 3)
+    with looking(cache) as look:
+        assert look.extents(ino, 0, 4) == [(0, b"warm"), (3, at)]
+        assert look.extents(ino, 1, 2) == []
+        with pytest.raises(FileNotFoundError):
+            look.extents(ino + 1, 0, 1)

@@ -6,10 +6,14 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import h11
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
+from s3ws_fs.core.errors import S3wsError
 from s3ws_fs.web import http
 from s3ws_fs.web.http import BadRequest, Request, Response
 from s3ws_fs.web.routes import refusal
@@ -145,3 +149,41 @@ def test_queries_are_bytes() -> None:
     assert http.parse_query("path=%ff%2Fa&start=2") == {"path": b"\xff/a", "start": b"2"}
     with pytest.raises(BadRequest):
         http.parse_query("&".join(f"a{n}" for n in range(http.QUERY_FIELDS_MAX + 1)))
+
+
+async def test_a_connection_serves_so_many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "REQUESTS_MAX", 2)
+    async with connected() as client:
+        await client.send_all((HEAD + b"\r\n") * 3)
+        assert (await read_all(client)).count(b"HTTP/1.1 200") == 2
+
+
+@given(st.binary(max_size=300), st.sampled_from((b"", HEAD, b"GET /?", b"POST /x HTTP/1.1\r\n")))
+def test_any_bytes_are_a_request_or_refused(rest: bytes, begin: bytes) -> None:
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=http.HEAD_BYTES_MAX)
+    parser.receive_data(begin + rest + b"\r\n\r\n")
+    try:
+        head = parser.next_event()
+        if isinstance(head, h11.Request):
+            http._request(head, b"")
+    except (h11.RemoteProtocolError, BadRequest):
+        pass
+
+
+@pytest.mark.parametrize("error", [S3wsError("damaged"), RuntimeError("a fault")])
+async def test_what_fails_under_way_ends_that_connection_alone(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails(_: Request) -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"half"
+            raise error
+
+        return Response(body=pieces(), length=8)
+
+    # The nursery of the connections would end with it.
+    async with connected(fails) as client:
+        await client.send_all(HEAD + b"\r\n" + HEAD + b"\r\n")
+        said = await read_all(client)
+    assert said.endswith(b"\r\n\r\nhalf") and said.count(b"HTTP/1.1") == 1
+    assert str(error) in caplog.text

@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
 
@@ -13,9 +17,10 @@ import pytest
 from s3ws_fs.control import registry
 from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.core.errors import ExitCode, UserError
-from s3ws_fs.web import files, routes
+from s3ws_fs.web import files, mounts, routes
 from s3ws_fs.web.guard import KEY_HEADER
 from s3ws_fs.web.http import BODY_BYTES_MAX, CONNECTIONS_MAX
+from tests.support.fake_mounts import Place
 from tests.support.webclient import Client, Running, serving
 from tests.web.conftest import CONTENT, HOSTILE
 
@@ -341,3 +346,60 @@ def test_connections_have_a_limit(page: Running) -> None:
         with contextlib.closing(socket.create_connection(("127.0.0.1", page.port))) as one_more:
             assert one_more.recv(12) == b"HTTP/1.1 503"
     assert Client(page.port).ask("GET", "/").status in (200, 503)
+
+
+def test_a_list_has_a_limit(
+    client: Client, dead: MountInfo, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.write(place.runtime_dir, replace(dead, mountpoint=dead.mountpoint + "-2"))
+    monkeypatch.setattr(mounts, "LISTED_MAX", 1)
+    found = client.get("/api/mounts")
+    assert (len(found["mounts"]), found["more"]) == (1, 1)
+    Path(registry.info_path(place.runtime_dir, dead.mountpoint)).write_text("{")
+    found = client.get("/api/mounts")
+    assert (len(found["mounts"]), found["more"], len(found["damaged"])) == (1, 0, 1)
+
+
+def test_a_preview_has_a_limit(
+    client: Client, dead: MountInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PREVIEW_BYTES_MAX", 3)
+    found = client.get(address(dead, "file?path=dir/inner.txt"))
+    assert (found["text"], found["shown_bytes"], found["size"]) == ("hel", 3, 13)
+    # A character that the limit cuts in two does not make it binary; anything else does.
+    assert files.as_text("ab€".encode()[:3]) == "ab"
+    assert files.as_text(b"a\xff\xff") is None
+    with pytest.raises(UserError):
+        files.clean(b"a" * (files.PATH_BYTES_MAX + 1))
+
+
+def test_slow_acts_wait_for_each_other_and_hold_up_nobody(
+    client: Client, living: MountInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, lock = threading.Event(), threading.Lock()
+    at_work: list[int] = [0]
+    most: list[int] = [0]
+    entered = threading.Semaphore(0)
+
+    def slow(_: str, cmd: str, *__: Any, **___: Any) -> dict[str, Any]:
+        if cmd != "sync":
+            return {"state": "ready"}
+        with lock:
+            at_work[0] += 1
+            most[0] = max(most[0], at_work[0])
+        entered.release()
+        assert go.wait(60)
+        with lock:
+            at_work[0] -= 1
+        return {}
+
+    monkeypatch.setattr("s3ws_fs.control.client.request", slow)
+    path = address(living, "sync")
+    with ThreadPoolExecutor(routes.ACTS_MAX + 2) as pool:
+        asked = [pool.submit(client.ask, "POST", path, {}) for _ in range(routes.ACTS_MAX + 2)]
+        for _ in range(routes.ACTS_MAX):
+            assert entered.acquire(timeout=60)
+        assert client.get("/api/mounts")["mounts"][0]["state"] == "ready"
+        go.set()
+        assert [each.result().status for each in asked] == [200] * len(asked)
+    assert most[0] == routes.ACTS_MAX

@@ -59,7 +59,11 @@ export function history(address, base) {
   const name = el("input", { required: true, maxlength: "64", pattern: "[A-Za-z0-9._\\-]+", placeholder: "before-refactoring", autocomplete: "off", spellcheck: "false" });
   const point = el("input", { required: true, maxlength: "128", placeholder: "15m, #12 or a time", autocomplete: "off", spellcheck: "false" });
   const hint = "What is there now becomes a snapshot first: undo brings it back. Open files keep what they have.";
-  const after = (found) => { note(found.is_nothing ? "There was nothing to do." : "Restored. “Undo the last restore” brings back what was there before."); refresh(); };
+  const after = (found) => {
+    note(found.is_nothing ? "There was nothing to do." : "Restored. “Undo the last restore” brings back what was there before.");
+    if (!found.is_shown) note("Some names may still be shown to programs as before: `s3ws restart` ends that.");
+    refresh();
+  };
   const restore = (ref) => ask(address, `Restore ${ref}`, hint, "restore", { ref }, rewound, after);
   const undo = el("button", { type: "button", onclick: () => ask(address, "Undo the last restore", "What stood before it comes back. An undo can be undone.", "undo", {}, rewound, after) }, "Undo the last restore");
 
