@@ -54,7 +54,7 @@ aws s3 cp $PLACE/$NAME /tmp/backup && aws s3 cp /tmp/backup $PLACE/backup-202601
 
 SETTINGS: Final = {
     # What is not saved when its host is lost must not have been saved just before.
-    "docs/operations.md": NEVER_BY_ITSELF,
+    "docs/operations.md": {**NEVER_BY_ITSELF, "WORKSPACE_LEASE_S": "60"},
 }
 """What else is set for one document."""
 
