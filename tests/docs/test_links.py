@@ -69,3 +69,11 @@ def _parsed(text: str) -> object:
     from tests.docs.reading import _PARSER
 
     return _PARSER.parse(text)
+
+
+def test_decisions_have_one_number_each_and_say_it() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    numbers = [page.name[:4] for page in pages]
+    assert numbers == [f"{number:04}" for number in range(1, len(pages) + 1)]
+    for page in pages:
+        assert page.read_text().startswith(f"# {page.name[:4]}: "), page.name
