@@ -232,6 +232,7 @@ class Commands:
             ) from None
         except OSError as exc:
             raise UserError(f"{mountpoint} can't be unmounted: {exc}") from exc
+        self._life.ending.gone_here.set()
 
 
 def users_text(mountpoint: str) -> str:

@@ -313,9 +313,11 @@ class Daemon:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._announce, parts, operations, ours)
                     nursery.start_soon(_keep_running, "hydrator", parts.replica.keep_hydrated)
-                    nursery.start_soon(
-                        self.ending.leave_when_asked, parts, operations, ours, nursery
-                    )
+                    for leave in (
+                        self.ending.leave_when_asked,
+                        self.ending.leave_who_holds_it_elsewhere,
+                    ):
+                        nursery.start_soon(leave, parts, operations, ours, nursery)
                     nursery.start_soon(self._hand_on_when_asked, parts, nursery)
                     await mount.serve(
                         adaptive_wait_us=config.adaptive_wait_us,

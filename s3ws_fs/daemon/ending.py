@@ -5,6 +5,8 @@ Invariants
    again, detach. So what any program was told is written, is saved.
 2. The final flush never raises: whatever happens, the end says what is not saved.
 3. A second signal gives up on flushing, and on nothing else.
+4. A mount that was taken away here, but is held by another mount namespace (a container that bound
+   it), is not waited for without end: after the same grace it ends as in 1.
 
 Called by daemon.
 """
@@ -35,6 +37,9 @@ ANSWER_TIME_S: Final = 5.0
 
 ANSWER_POLL_S: Final = 0.02
 
+ELSEWHERE_S: Final = 1.0
+"""How long the kernel may take to end a connection whose last mount went."""
+
 SAME_SIGNAL_S: Final = 1.0
 """A signal so soon after another is no further one."""
 
@@ -45,6 +50,7 @@ class Ending:
     def __init__(self, life: Daemon) -> None:
         self._life = life
         self.given_up = trio.Event()
+        self.gone_here = trio.Event()
 
     async def obey(self, signals: Any) -> None:
         """Take each signal for what it says, until cancelled."""
@@ -75,12 +81,33 @@ class Ending:
             await life.line.through.wait()
         try:
             await mount.unmount(ours, grace_s=life.config.unmount_grace_s)
+            self.gone_here.set()
             return
         except mount.MountBusyError:
             users = users_text(ours.mountpoint)
             log.warning("still in use after %g s: %s", life.config.unmount_grace_s, users)
         except OSError as exc:
             log.error("unmounting failed: %s", exc)
+        await self._cut_off(parts, operations, ours, nursery)
+
+    async def leave_who_holds_it_elsewhere(
+        self, parts: Parts, operations: Operations, ours: mount.Mount, nursery: trio.Nursery
+    ) -> None:
+        """Once the mount was taken away here: when serving goes on all the same, end it."""
+        grace_s = self._life.config.unmount_grace_s
+        await self.gone_here.wait()
+        # Serving ends at once, and this with it, unless somebody else has the mount.
+        await trio.sleep(ELSEWHERE_S)
+        self._life.progress({"phase": "waiting for a container that still has it"})
+        await trio.sleep(max(0.0, grace_s - ELSEWHERE_S))
+        log.warning("another mount namespace (a container) has it after %g s", grace_s)
+        await self._cut_off(parts, operations, ours, nursery)
+
+    async def _cut_off(
+        self, parts: Parts, operations: Operations, ours: mount.Mount, nursery: trio.Nursery
+    ) -> None:
+        """Save, refuse changes, and end the mount although it is in use."""
+        life = self._life
         life.state = "unmounting"
         await self._save_what_is_there(parts, ours)
         operations.refuse_changes()
@@ -98,7 +125,8 @@ class Ending:
         if life.config.read_only:
             return
         try:
-            await mount.write_back(ours)
+            if ours.stands():
+                await mount.write_back(ours)
             async with self._unless_given_up():
                 await parts.replica.sync(life.progress)
         except Exception as exc:

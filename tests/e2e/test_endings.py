@@ -17,7 +17,7 @@ import pytest
 
 from s3ws_fs.core.errors import ExitCode
 from s3ws_fs.fuse import table
-from tests.support import trees
+from tests.support import tools, trees
 from tests.support.buckets import Bucket, LocalBucket
 from tests.support.host import NEVER_BY_ITSELF, Host, HostMaker, wait_for_exit
 from tests.support.mounting import wait_until
@@ -105,6 +105,40 @@ def test_a_signal_while_programs_use_the_mount_saves_what_they_wrote(
         os.close(fd)
     assert local_bucket.get(host.prefix + "files/still open").body == b"acknowledged"
     assert not table.is_mounted(str(host.mountpoint))
+
+
+WRITER = """
+import sys
+path = sys.argv[1] + "/from a container"
+out = open(path, "wb", buffering=0)
+out.write(b"acknowledged")
+print("ready", flush=True)
+sys.stdin.read()
+try:
+    out.write(b" and more")
+    print("still there")
+except OSError as exc:
+    print("gone", exc.errno)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount namespace")
+@pytest.mark.parametrize("end", [by_sigterm, by_s3ws], ids=lambda way: way.__name__)
+def test_a_mount_that_a_container_holds_ends_within_the_grace_and_is_saved(
+    end: Callable[[Host], None], local_bucket: LocalBucket, new_host: HostMaker
+) -> None:
+    """umount(2) here does not end it there: it is a mount of another namespace."""
+    host = new_host(local_bucket, settings={**QUIET, "WORKSPACE_UNMOUNT_GRACE": "2"})
+    host.mount()
+    private = ["unshare", "--mount", "--propagation", "private"]
+    with tools.background(*private, *tools.python(WRITER, host.mountpoint)) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n", writer.communicate()
+        end(host)
+        assert not table.is_mounted(str(host.mountpoint))
+        assert host.info() is None
+        assert local_bucket.get(host.prefix + "files/from a container").body == b"acknowledged"
+        assert tools.finish(writer).startswith("gone")
 
 
 def test_a_busy_mount_stays_and_umount_says_who_uses_it(
