@@ -21,6 +21,7 @@ from tests.docs.reading import Block, Document
 
 NOT_RUN: Final = {
     r"docker": "needs a Docker engine; the image is tested in real containers by tests/packaging",
+    r"mount --bind": "changes the host's mounts; tests/packaging does the same with a directory",
     r"\./run-tests": "is what runs this test",
     r"packaging/install-host": "changes the machine; run below another root by tests/packaging",
     r"systemctl": "needs a running systemd; the units are tested by tests/packaging",

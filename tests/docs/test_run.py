@@ -42,6 +42,7 @@ s3ws sync /workspace
 STAGES: Final = {
     "README.md": "",
     "docs/performance.md": "",
+    "docs/containers.md": "mkdir -p /srv/s3ws",
     "docs/backups.md": STAGE
     + """\
 s3ws backup /workspace

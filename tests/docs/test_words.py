@@ -23,6 +23,11 @@ PACKAGED: Final = sorted(
 )
 
 FOREIGN_OPTIONS: Final = {
+    "--build-arg": "docker",
+    "--health": "s3ws-entrypoint",
+    "--init": "docker",
+    "--serve": "s3ws-entrypoint",
+    "--user": "docker",
     "--cap-add": "docker", "--device": "docker", "--stop-timeout": "docker",
     "--security-opt": "docker", "--env-file": "docker", "--isolation": "podman",
     "--porcelain": "git", "--stage": "git", "--mirror": "git", "--require-hashes": "pip",
