@@ -1,4 +1,4 @@
-"""What a wheel holds besides the package: the manual page and the completion of shells."""
+"""What a wheel holds besides modules: manual page, completion of shells, status page."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ def test_manual_and_completion_are_installed_where_programs_look(tmp_path: Path)
             for name in archive.namelist()
             if ".data/data/" in name
         }
+        inside = set(archive.namelist())
+    page = {f"s3ws_fs/web/static/{file.name}" for file in (ROOT / "s3ws_fs/web/static").iterdir()}
+    assert page and page <= inside
     assert held == {name: path.read_bytes() for name, path in WANTED.items()}
     if shutil.which("man") is None:
         return
