@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from s3ws_fs.fuse import table
 from tests.support.buckets import S3Bucket
 from tests.support.host import NEVER_BY_ITSELF, QUICK, Host, kill_all
 from tests.support.mounting import REPOSITORY, clear_mountpoint, require_fuse
-from tests.support.openhands_sdk import openhands_env, require_openhands
+from tests.support.openhands_sdk import end_what_it_left, openhands_env, require_openhands
 
 PROGRAM: Final = REPOSITORY / "tests/support/openhands_program.py"
 LINE_S_MAX: Final = 120.0
@@ -81,17 +82,16 @@ class Program:
 
 @contextlib.contextmanager
 def ended(host: Host) -> Iterator[Host]:
-    """End what was mounted on it, and the terminal server that the SDK leaves behind."""
+    """End what was mounted on it, and what the SDK left behind."""
     try:
         yield host
     finally:
         for info in registry.list_mounts(str(host.runtime))[0]:
+            mountpoint = Path(info.mountpoint)
             if info.is_alive():
-                kill_all(info, meanwhile=lambda info=info: clear_mountpoint(Path(info.mountpoint)))  # type: ignore[misc]
-            clear_mountpoint(Path(info.mountpoint))
-        if shutil.which("tmux") is not None:
-            # The server of this TMUX_TMPDIR, which nobody else has.
-            subprocess.run(["tmux", "kill-server"], env=host.env, capture_output=True, check=False)
+                kill_all(info, meanwhile=partial(clear_mountpoint, mountpoint))
+            clear_mountpoint(mountpoint)
+        end_what_it_left(host.base)
 
 
 def new_host(base: Path, bucket: S3Bucket, user: str) -> Host:

@@ -5,7 +5,9 @@ Called by tests.e2e.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +30,24 @@ def require_openhands() -> str:
 
 def openhands_env(base: Path) -> dict[str, str]:
     """Variables that keep it in one directory, off the network, and quiet."""
-    for name in ("home", "tmux"):
+    for name in ("home", "tmp"):
         (base / name).mkdir(parents=True, exist_ok=True)
     return {
         "HOME": str(base / "home"),
-        "TMUX_TMPDIR": str(base / "tmux"),
+        "TMPDIR": str(base / "tmp"),
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "OPENHANDS_SUPPRESS_BANNER": "1",
     }
+
+
+def end_what_it_left(base: Path) -> None:
+    """End every process that has the HOME of `openhands_env`: of a program that was killed, the
+    tmux server and the shells go on, with the workspace as their directory.
+    """
+    mark = os.fsencode(f"HOME={base / 'home'}")
+    for place in Path("/proc").iterdir():
+        if not place.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if mark in (place / "environ").read_bytes().split(b"\0"):
+                os.kill(int(place.name), signal.SIGKILL)
