@@ -96,3 +96,11 @@ def test_the_changelog_is_of_this_version() -> None:
 
     text = Path(ROOT / "CHANGELOG.md").read_text()
     assert re.search(rf"^## {re.escape(s3ws_fs.__version__)} ", text, re.M)
+
+
+def test_numbers_of_decisions_are_given_once() -> None:
+    names = sorted(path.name for path in (ROOT / "docs/decisions").glob("*.md"))
+    assert len({name[:4] for name in names}) == len(names), names
+    for name in names:
+        head = (ROOT / "docs/decisions" / name).read_text().partition("\n")[0]
+        assert re.match(rf"# (?:Decision )?{name[:4]}\b", head), name
