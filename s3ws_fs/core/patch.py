@@ -16,7 +16,7 @@ import difflib
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.treediff import ADDED, CONTENT, DELETED, RENAMED, Change
@@ -30,6 +30,7 @@ NO_NAME: Final = b"/dev/null"
 
 _QUOTED: Final = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r"}
 
+Opcode = tuple[Literal["replace", "delete", "insert", "equal"], int, int, int, int]
 Read = Callable[[Change, bool], bytes]
 """The bytes of a change's file; True: as it is after. Raises StoreError, FormatError."""
 
@@ -131,6 +132,17 @@ def _head(change: Change) -> Iterator[bytes]:
             yield b"rename to %s\n" % quoted(b"", change.path)
 
 
+class _Known(difflib.SequenceMatcher[bytes]):
+    """Groups what is known to differ."""
+
+    def __init__(self, opcodes: list[Opcode]) -> None:
+        super().__init__(None, (), ())
+        self._known = opcodes
+
+    def get_opcodes(self) -> list[Opcode]:
+        return self._known
+
+
 def _hunks(before: bytes, after: bytes) -> list[bytes] | None:
     """The hunks of a unified diff; None when too much differs."""
     old, new = _lines(before), _lines(after)
@@ -142,23 +154,31 @@ def _hunks(before: bytes, after: bytes) -> list[bytes] | None:
         end += 1
     if len(old) + len(new) - 2 * (start + end) > LINES_MAX:
         return None
-    # A few equal lines around stay in, as context; their numbers are put right below.
-    skip = max(0, start - CONTEXT_LINES)
-    cut = max(0, end - CONTEXT_LINES)
     matcher = difflib.SequenceMatcher(
-        None, old[skip : len(old) - cut], new[skip : len(new) - cut], autojunk=True
+        None, old[start : len(old) - end], new[start : len(new) - end], autojunk=True
     )
+    # The equal lines around are no part of what is compared, and all of the context: one that was
+    # compared could be matched with another than its own, and the hunk end without context, which
+    # says that the file ends there.
+    opcodes: list[Opcode] = [
+        (tag, i1 + start, i2 + start, j1 + start, j2 + start)
+        for tag, i1, i2, j1, j2 in matcher.get_opcodes()
+    ]
+    if start:
+        opcodes.insert(0, ("equal", 0, start, 0, start))
+    if end and opcodes:
+        opcodes.append(("equal", len(old) - end, len(old), len(new) - end, len(new)))
     found: list[bytes] = []
-    for group in matcher.get_grouped_opcodes(CONTEXT_LINES):
+    for group in _Known(opcodes).get_grouped_opcodes(CONTEXT_LINES):
         first, last = group[0], group[-1]
-        spans = _span(first[1] + skip, last[2] + skip), _span(first[3] + skip, last[4] + skip)
+        spans = _span(first[1], last[2]), _span(first[3], last[4])
         found.append(b"@@ -%s +%s @@\n" % spans)
         for tag, i1, i2, j1, j2 in group:
             if tag == "equal":
-                found += [_line(b" ", each) for each in old[i1 + skip : i2 + skip]]
+                found += [_line(b" ", each) for each in old[i1:i2]]
                 continue
-            found += [_line(b"-", each) for each in old[i1 + skip : i2 + skip]]
-            found += [_line(b"+", each) for each in new[j1 + skip : j2 + skip]]
+            found += [_line(b"-", each) for each in old[i1:i2]]
+            found += [_line(b"+", each) for each in new[j1:j2]]
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from s3ws_fs.cache.tableset import TableSet
@@ -183,6 +183,8 @@ lines = st.lists(st.sampled_from([b"a\n", b"b\n", b"c\n", b"\n", b"a", b" "]), m
 @pytest.mark.skipif(GIT is None, reason="git is not installed")
 @settings(max_examples=60)
 @given(lines, lines)
+@example(b"a\n" * 5, b"b\n" + b"a\n" * 4)
+@example(b"a\n" * 9 + b"c\n", b"a\n" * 5 + b"b\n" + b"a\n" * 4 + b"c\n")
 def test_git_takes_whatever_differs(
     tmp_path_factory: pytest.TempPathFactory, old: bytes, new: bytes
 ) -> None:
