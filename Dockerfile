@@ -18,8 +18,6 @@ RUN python3 -m venv /opt/s3ws \
  && /opt/s3ws/bin/pip install --no-build-isolation --require-hashes -r requirements/build.txt \
  && /opt/s3ws/bin/pip install --no-build-isolation --require-hashes -r requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE ./
-COPY packaging/s3ws.1 packaging/
-COPY packaging/completion packaging/completion
 COPY packaging packaging
 COPY s3ws_fs s3ws_fs
 # What only builds is no part of what runs; of the services that boto3 describes, S3 is used, and
