@@ -41,6 +41,7 @@ from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, Tables, map_bytes, open_en
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import META_HEAD, View
 from s3ws_fs.core import failpoints
+from s3ws_fs.core.changefeed import Mark
 from s3ws_fs.core.errors import CacheError, FormatError, FsError
 from s3ws_fs.core.limits import FORMAT_VERSION
 from s3ws_fs.core.records import Head
@@ -78,7 +79,7 @@ class _Write:
             self._txn = cache.env.begin(write=True)
         except lmdb.Error as exc:
             raise cache.failed(exc) from exc
-        self._tx = Tx(self._txn, cache.tables, cache.head, cache.now_ns())
+        self._tx = cache.tx_type(self._txn, cache.tables, cache.head, cache.now_ns())
         return self._tx
 
     def __exit__(
@@ -150,6 +151,10 @@ class Cache(Bookkeeping):
         self.on_bytes: Callable[[int], None] = lambda _: None
         self.before_commit: Callable[[Tx], None] | None = None
         """Told of each operation when all of it is written, just before its commit."""
+        self.tx_type: Callable[[lmdb.Transaction[bytes], Tables, Head, int], Tx] = Tx
+        """What `write` makes: another kind while somebody looks on (cache/feed.py)."""
+        self.on_followed: Callable[[int, list[Mark]], None] | None = None
+        """Told of what following changed, while somebody looks on."""
         self.uncovered_bytes = 0
         self._boot_id = boot_id
         self._lock_fd = lock_fd

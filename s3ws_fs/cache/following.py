@@ -29,6 +29,7 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.tx import drop_prefix
 from s3ws_fs.cache.view import META_HEAD
 from s3ws_fs.core import journal, keys, layout
+from s3ws_fs.core.changefeed import ATTRIBUTES, BULK, CONTENT, GONE, NAME, NEW, Mark
 from s3ws_fs.core.errors import FormatError
 from s3ws_fs.core.journal import Frame, Header
 from s3ws_fs.core.records import Head, InodeRec, decode_inode, decode_location
@@ -77,6 +78,7 @@ def apply_segment(cache: Cache, sealed: Sealed, position: object, is_open: IsOpe
         head = step.finish(sealed.header, position)
     cache.head = head
     cache.spent(step.put_bytes)
+    step.tell(head.generation)
     return step.applied
 
 
@@ -109,6 +111,8 @@ def rebuild(
         head = step.finish(header, position)
     cache.head = head
     cache.spent(step.put_bytes)
+    step.note(BULK, 0)
+    step.tell(head.generation)
     return step.applied
 
 
@@ -137,6 +141,20 @@ class _Step:
         self._head = Head(head.generation, head.next_ino, head.used_bytes, head.inodes)
         self.applied = Applied()
         self.put_bytes = 0
+        self._on_followed = cache.on_followed
+        self._seen: list[Mark] = []
+
+    # --- who looks on ------------------------------------------------------------------------
+
+    def note(self, kind: str, ino: int, parent: int = 0, name: bytes = b"") -> None:
+        """Note a change, if somebody wants to know."""
+        if self._on_followed is not None:
+            self._seen.append(Mark(kind, ino, parent, name))
+
+    def tell(self, generation: int) -> None:
+        """It is committed."""
+        if self._on_followed is not None:
+            self._on_followed(generation, self._seen)
 
     # --- records ---------------------------------------------------------------------------
 
@@ -180,6 +198,8 @@ class _Step:
             if put is not None:
                 put(key, raw)
             else:
+                if self._on_followed is not None and frame.table == keys.T_DENTRIES:
+                    self._note_name(key, raw)
                 self._txn.put(key, raw, db=table)
             self.put_bytes += len(key) + len(raw)
 
@@ -189,9 +209,19 @@ class _Step:
             if frame.table == keys.T_INODES:
                 self._inode_went(key)
                 continue
+            if self._on_followed is not None and frame.table == keys.T_DENTRIES:
+                self._note_name(key, None)
             self._txn.delete(key, db=table)
             if frame.table == keys.T_CHUNKS:
                 self._txn.delete(key, db=self._db.extents)
+
+    def _note_name(self, key: bytes, new: bytes | None) -> None:
+        old = self._txn.get(key, db=self._db.dentries)
+        parent, _, name = keys.split_dentry_key(key)
+        if old is not None and old != new:
+            self.note(GONE, keys.unpack_u64(old), parent, name)
+        if new is not None and old != new:
+            self.note(NAME, keys.unpack_u64(new), parent, name)
 
     def _count(self, key: bytes, raw: bytes) -> InodeRec:
         rec = decode_inode(keys.unpack_u64(key), raw)
@@ -213,8 +243,10 @@ class _Step:
         was = None if old is None else self._uncount(old)
         now = self._count(key, raw)
         self._txn.put(key, raw, db=self._db.inodes)
-        if was is not None and was.data_gen != now.data_gen:
+        is_rewritten = was is not None and was.data_gen != now.data_gen
+        if is_rewritten:
             self.applied.rewritten.append(now.ino)
+        self.note(NEW if was is None else CONTENT if is_rewritten else ATTRIBUTES, now.ino)
 
     def _put_chunk(self, key: bytes, raw: bytes) -> None:
         old = self._txn.get(key, db=self._db.chunks)

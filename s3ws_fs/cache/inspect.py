@@ -9,7 +9,9 @@ Called by the commands and the status page.
 
 from __future__ import annotations
 
+import contextlib
 import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +26,9 @@ from s3ws_fs.core.errors import CacheError
 from s3ws_fs.core.plaintext import json_name
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import Attr, Location
+
+DirPath = Callable[[int], bytes | None]
+PathsOf = Callable[[int], list[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,19 @@ class Inspector:
                 if piece is not None:
                     found.append((index, piece))
         return found
+
+    @contextlib.contextmanager
+    def names(self) -> Iterator[tuple[DirPath, PathsOf]]:
+        """Where directories and inodes stand at one moment: (path of a directory or None, paths of
+        an inode). For a moment only: a read that lasts makes the cache's file grow.
+        """
+        with self._reader.read() as view:
+
+            def paths_of(ino: int) -> list[bytes]:
+                rec = view.inode(ino)
+                return [] if rec is None else view.paths_of(rec)
+
+            yield view.dir_path, paths_of
 
     def dirty_summary(self) -> tuple[int, int, int | None]:
         """(dirty records, dirty files, first dirt in ns or None): for a mount whose daemon died."""

@@ -37,6 +37,7 @@ class BulkChanges:
 
     def __init__(self, tx: Tx) -> None:
         self._tx = tx
+        tx.bulk()
         self._mark = encode_dirty(tx.generation, tx.now_ns)
         self._marked = {}
         with tx.txn.cursor(db=tx.db.dirty) as cursor:

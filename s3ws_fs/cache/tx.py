@@ -248,6 +248,9 @@ class Tx(View):
         key = keys.pack_u64(row.ino)
         self.txn.put(key, keys.pack_u64(self.generation), db=self.db.mtodo)
 
+    def bulk(self) -> None:
+        """Records are going to be put and deleted past this class, in bulk."""
+
     def put_meta(self, name: bytes, raw: bytes) -> None:
         """Keep a meta value together with this change."""
         self.txn.put(name, raw, db=self.db.meta)

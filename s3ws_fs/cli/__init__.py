@@ -63,6 +63,8 @@ _MODULES: Final = {
     "mounting": ("mount", "restart", "umount"),
     "rescue": ("rescue",),
     "rewind": ("restore", "undo"),
+    "top": ("top",),
+    "watch": ("watch",),
     "web": ("web",),
 }
 """The commands, by the module below this one that has them; `a-b` is a_b there, `list` is list_."""

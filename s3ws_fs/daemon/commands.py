@@ -28,6 +28,7 @@ from s3ws_fs.daemon.backups import BackupCommands
 from s3ws_fs.daemon.history import HistoryCommands
 from s3ws_fs.daemon.parts import status_document
 from s3ws_fs.daemon.rewinding import RewindCommands
+from s3ws_fs.daemon.watching import WatchCommands
 from s3ws_fs.fuse import mount, table
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class Commands:
             **HistoryCommands(self._life).handlers(),
             **BackupCommands(self._life).handlers(),
             **RewindCommands(self._life).handlers(),
+            **WatchCommands(self._life).handlers(),
         }
 
     async def _status(self, args: Event, emit: server.Emit) -> Event:

@@ -26,6 +26,7 @@ from s3ws_fs.core.errors import FormatError, FsError
 from s3ws_fs.daemon import logs
 from s3ws_fs.daemon.quota import Quota
 from s3ws_fs.daemon.room import RoomKeeper
+from s3ws_fs.daemon.watching import Watchers
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fs.names import REAP_BATCH
 from s3ws_fs.fuse.invalidate import KernelCache
@@ -97,6 +98,7 @@ class Parts:
     replica: Replicator | Follower
     room: RoomKeeper
     quota: Quota
+    watchers: Watchers
     reaper: Reaper = field(default_factory=Reaper)
     kernel: KernelCache = field(default_factory=KernelCache)
     backups: Backups | None = None
@@ -138,7 +140,10 @@ class Parts:
             replica.before_release = git.final
         quota = Quota(cache, config.max_size_bytes, config.max_inodes, is_ours=not config.read_only)
         durability.on_point = quota.look
-        return cls(cache, durability, fs, replica, room, quota, reaper, kernel, backups, git)
+        watchers = Watchers(cache)
+        return cls(
+            cache, durability, fs, replica, room, quota, watchers, reaper, kernel, backups, git
+        )
 
     def take_over(self) -> None:
         """The mount stands already, and the cache is its workspace."""
@@ -168,6 +173,7 @@ class Parts:
             "store watch": self.replica.watch,
             "reaper": partial(self.reaper.run, self.fs, self.kernel),
             "room": self.room.run,
+            "watchers": self.watchers.run,
             "sync points": partial(self.durability.run, config.sync_point_interval_s),
         }
         if isinstance(self.replica, Replicator):

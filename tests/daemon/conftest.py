@@ -39,7 +39,7 @@ def parts_over(replica: object) -> Parts:
     """Parts that do nothing, and this replica."""
     fs = cast(Any, _EmptyFileSystem())
     none = cast(Any, None)
-    return Parts(none, none, fs, cast(Any, replica), none, none)
+    return Parts(none, none, fs, cast(Any, replica), none, none, none)
 
 
 @pytest.fixture
