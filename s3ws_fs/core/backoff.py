@@ -7,8 +7,8 @@ Rules
     calm        a flush interval below the rate brings the quiet time back to `min_s`
     bound       however busy it is, the oldest dirt is flushed at the latest `max_s` after it arose
     failure     RETRY_MIN_S doubling up to RETRY_MAX_S; half of each is fixed, half random
-    mirror      a pass is let go on for PATIENCE_MIN_S doubling up to PATIENCE_MAX_S after each one
-                that a due flush cut off, half as long after each that came to its end
+    mirror      a pass is let go on for PATIENCE_MIN_S doubling up to PATIENCE_MAX_S (and `max_s`)
+                after each one that a due flush cut off, half as long after each that was completed
     following   a look every `interval_s`, each time longer by half while there is nothing new, up
                 to FOLLOW_IDLE_S_MAX
 
@@ -39,6 +39,8 @@ and an attempt at a store that is away is cheap (one request, refused)."""
 PATIENCE_MIN_S: Final = 0.25
 PATIENCE_MAX_S: Final = 10.0
 """So long at most the mirror holds up a seal, and only where it would never be done otherwise."""
+PATIENCE_FLOOR_S: Final = 1.0
+"""So long it may whatever `max_s` is."""
 
 
 @dataclass(slots=True)
@@ -121,14 +123,19 @@ class Patience:
     """How long a mirror pass goes on though a flush is due.
 
     None at first: a seal comes before the mirror. But a writer that never rests makes a flush due
-    again while the one before is under way, and no pass would ever come to its end.
+    again while the one before is under way, and no pass would ever come to its end. `max_s`: of
+    the debounce.
     """
 
+    max_s: float = PATIENCE_MAX_S
     wait_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.max_s = min(PATIENCE_MAX_S, max(PATIENCE_FLOOR_S, self.max_s))
 
     def cut_off(self) -> None:
         """A due flush ended a pass early."""
-        self.wait_s = min(PATIENCE_MAX_S, max(PATIENCE_MIN_S, self.wait_s * 2))
+        self.wait_s = min(self.max_s, max(PATIENCE_MIN_S, self.wait_s * 2))
 
     def completed(self) -> None:
         """A pass came to its end."""

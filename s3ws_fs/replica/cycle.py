@@ -22,7 +22,6 @@ from typing import Final
 import trio
 
 from s3ws_fs.cache.cache import Cache
-from s3ws_fs.core.backoff import Patience
 from s3ws_fs.core.errors import S3wsError, TransientError
 from s3ws_fs.core.layout import FILES_PREFIX
 from s3ws_fs.replica.base import Progress
@@ -64,7 +63,6 @@ class Cycle:
         """Whether an object that says it is ours is left alone, for its bytes were others."""
         self._looks = 0
         self._again_s: float | None = None
-        self._patience = Patience()
 
     def is_mirror_behind(self) -> bool:
         """Whether a cycle would find something to do though nothing changed."""
@@ -194,13 +192,14 @@ class Cycle:
         if not isinstance(result, Pass):
             return result
         if not result.stopped:
-            self._patience.completed()
+            self._schedule.patience.completed()
         return await self._settle() or result.error
 
     async def _wait_flush_due(self) -> None:
-        await trio.sleep(self._patience.wait_s)
+        patience = self._schedule.patience
+        await trio.sleep(patience.wait_s)
         await self._schedule.wait_changes_due()
-        self._patience.cut_off()
+        patience.cut_off()
 
     async def seal(self, *, collect: bool) -> Sealed:
         """Seal what is there, and leave the mirror to a later cycle; returns the newest segment.

@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from s3ws_fs.core.backoff import RATE_WINDOW_S, Debounce
+from s3ws_fs.core.backoff import RATE_WINDOW_S, Debounce, Patience
 from s3ws_fs.core.config import MountConfig
 
 BURST_WAIT_S: Final = 0.1
@@ -29,6 +29,8 @@ class Schedule:
 
     def __init__(self, config: MountConfig) -> None:
         self._policy = Debounce(config.debounce_min_s, config.debounce_max_s)
+        self.patience = Patience(config.debounce_max_s)
+        """How long a mirror pass goes on though changes want the next cycle."""
         self._changed = trio.Event()
         self._pending = 0
         self._pending_since_s = 0.0

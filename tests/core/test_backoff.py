@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from s3ws_fs.core.backoff import (
     FOLLOW_IDLE_S_MAX,
+    PATIENCE_FLOOR_S,
     PATIENCE_MAX_S,
     PATIENCE_MIN_S,
     RETRY_MAX_S,
@@ -129,7 +130,7 @@ def test_after_a_long_outage_the_store_is_tried_soon() -> None:
 
 
 def test_patience_grows_to_its_limit_and_goes_away_again() -> None:
-    patience = Patience()
+    patience = Patience(30.0)
     waits = []
     for _ in range(20):
         waits.append(patience.wait_s)
@@ -139,3 +140,11 @@ def test_patience_grows_to_its_limit_and_goes_away_again() -> None:
     for _ in range(20):
         patience.completed()
     assert patience.wait_s == 0.0
+
+
+@pytest.mark.parametrize(("max_s", "most_s"), [(0.0, PATIENCE_FLOOR_S), (5.0, 5.0)])
+def test_patience_is_no_longer_than_the_debounce(max_s: float, most_s: float) -> None:
+    patience = Patience(max_s)
+    for _ in range(20):
+        patience.cut_off()
+    assert patience.wait_s == most_s
