@@ -40,7 +40,7 @@ LINES_MAX: Final = 1000
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=str))
+@click.argument("mountpoint", type=click.Path(path_type=str, readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the result, and progress, as JSON.")
 def backup(mountpoint: str, as_json: bool) -> None:
     """Make a backup of the workspace mounted at MOUNTPOINT now, and put it into the bucket."""
@@ -66,7 +66,7 @@ def backup(mountpoint: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("mountpoint", required=False, type=click.Path(path_type=str))
+@click.argument("mountpoint", required=False, type=click.Path(path_type=str, readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @setting_flags()
 def backups(mountpoint: str | None, as_json: bool, **overrides: Any) -> None:
@@ -100,8 +100,12 @@ def _backup_line(one: Backup) -> str:
 
 @click.command("restore-backup")
 @click.argument("backup", metavar="BACKUP")
-@click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=str))
-@click.option("--to", "directory", type=click.Path(path_type=str), help="Where to: DIR.")
+@click.argument(
+    "paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=str, readable=False)
+)
+@click.option(
+    "--to", "directory", type=click.Path(path_type=str, readable=False), help="Where to: DIR."
+)
 @click.option("--list", "only_list", is_flag=True, help="Only show what is in it.")
 @click.option(
     "--merge",

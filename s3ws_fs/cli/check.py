@@ -54,12 +54,12 @@ class Part:
 
 
 @click.command()
-@click.argument("mountpoint", required=False, type=click.Path(path_type=str))
+@click.argument("mountpoint", required=False, type=click.Path(path_type=str, readable=False))
 @click.option(
     "--cache",
     "caches",
     multiple=True,
-    type=click.Path(path_type=str),
+    type=click.Path(path_type=str, readable=False),
     help="The cache directory of a workspace (several times for several).",
 )
 @click.option("--bucket", "with_bucket", is_flag=True, help="Check the bucket too: every object.")

@@ -45,7 +45,7 @@ def _info(mountpoint: str) -> MountInfo:
 
 
 @click.command()
-@click.argument("mountpoint", required=False, type=click.Path(path_type=str))
+@click.argument("mountpoint", required=False, type=click.Path(path_type=str, readable=False))
 @click.option(
     "--json",
     "as_json",
@@ -78,7 +78,7 @@ def status(mountpoint: str | None, as_json: bool) -> int:
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=str))
+@click.argument("mountpoint", type=click.Path(path_type=str, readable=False))
 @click.option(
     "--timeout",
     "timeout_s",
@@ -129,7 +129,7 @@ def sync(mountpoint: str, timeout_s: float | None, outside: bool, as_json: bool)
 
 
 @click.command(short_help="List files with how far each is saved.")
-@click.argument("path", required=False, default=".", type=click.Path(path_type=str))
+@click.argument("path", required=False, default=".", type=click.Path(path_type=str, readable=False))
 @click.option("-l", "long", is_flag=True, help="Mode, owner, size, time and state of each.")
 @click.option("-R", "--recursive", is_flag=True, help="Whole trees.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")

@@ -63,13 +63,21 @@ def list_command(as_json: bool, mountpoint: str | None, **overrides: Any) -> Non
 
 
 @git.command()
-@click.argument("repository", required=False, default="", type=click.Path(path_type=str))
-@click.option("--to", "target", required=True, type=click.Path(path_type=str), help="A new place.")
+@click.argument(
+    "repository", required=False, default="", type=click.Path(path_type=str, readable=False)
+)
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    type=click.Path(path_type=str, readable=False),
+    help="A new place.",
+)
 @click.option(
     "--from",
     "files",
     multiple=True,
-    type=click.Path(path_type=str),
+    type=click.Path(path_type=str, readable=False),
     help="A bundle file instead of the bucket; a second one for what was added to it.",
 )
 @click.option("--all", "whole", is_flag=True, help="Every repository, each at its path below DIR.")

@@ -36,7 +36,7 @@ _TIMEOUT = click.option(
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _MOUNTPOINT = click.argument(
-    "mountpoint", required=False, default=None, type=click.Path(path_type=str)
+    "mountpoint", required=False, default=None, type=click.Path(path_type=str, readable=False)
 )
 
 
@@ -130,7 +130,7 @@ def _taken(result: dict[str, Any]) -> str:
 
 
 @click.command(short_help="List snapshots and marks of turns.")
-@click.argument("mountpoint", required=False, type=click.Path(path_type=str))
+@click.argument("mountpoint", required=False, type=click.Path(path_type=str, readable=False))
 @click.option("--kind", type=click.Choice(KINDS), help="Only those of one kind.")
 @_JSON
 @setting_flags()

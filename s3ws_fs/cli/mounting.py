@@ -65,7 +65,7 @@ def _setting_flag(name: str, option: Option) -> Callable[[_F], _F]:
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=str))
+@click.argument("mountpoint", type=click.Path(path_type=str, readable=False))
 @click.option("--foreground", is_flag=True, help="Stay, and end with the mount (for containers).")
 @click.option("--nonempty", is_flag=True, help="Mount over a directory that is not empty.")
 @click.option(
@@ -131,7 +131,9 @@ def mount(
 
 
 @click.command()
-@click.argument("mountpoints", nargs=-1, required=True, type=click.Path(path_type=str))
+@click.argument(
+    "mountpoints", nargs=-1, required=True, type=click.Path(path_type=str, readable=False)
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -173,7 +175,7 @@ def umount(mountpoints: tuple[str, ...], timeout_s: float | None, as_json: bool)
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=str))
+@click.argument("mountpoint", type=click.Path(path_type=str, readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def restart(mountpoint: str, as_json: bool) -> None:
     """Put the installed version under a mount, which stays: after an upgrade.

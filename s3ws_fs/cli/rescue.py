@@ -37,10 +37,12 @@ LINES_MAX: Final = 1000
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=str))
-@click.argument("mountpoint", required=False, type=click.Path(path_type=str))
+@click.argument("directory", type=click.Path(path_type=str, readable=False))
+@click.argument("mountpoint", required=False, type=click.Path(path_type=str, readable=False))
 @click.option(
-    "--cache", type=click.Path(path_type=str), help="The cache directory of the workspace."
+    "--cache",
+    type=click.Path(path_type=str, readable=False),
+    help="The cache directory of the workspace.",
 )
 @click.option("--offline", is_flag=True, help="Don't ask the bucket for bytes that are only there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

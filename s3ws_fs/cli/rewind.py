@@ -49,7 +49,7 @@ def _flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(short_help="Bring back an earlier state of a mount, whole or in part.")
 @click.argument("snapshot")
-@click.argument("mountpoint", type=click.Path(path_type=str))
+@click.argument("mountpoint", type=click.Path(path_type=str, readable=False))
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @_flags
 def restore(
@@ -75,7 +75,7 @@ def restore(
 
 
 @click.command(short_help="Bring back what stood before the last restore, or undo.")
-@click.argument("mountpoint", type=click.Path(path_type=str))
+@click.argument("mountpoint", type=click.Path(path_type=str, readable=False))
 @_flags
 def undo(mountpoint: str, everything: bool, yes: bool, dry_run: bool, as_json: bool) -> int:
     """Bring the workspace on MOUNTPOINT back to what it was before the last restore or undo.

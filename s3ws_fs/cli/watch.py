@@ -27,7 +27,7 @@ from s3ws_fs.workspaces.watching import Batch, Watch
 
 
 @click.command(short_help="Show what changes in a mount, as it changes.")
-@click.argument("mountpoint", required=False, type=click.Path(path_type=str))
+@click.argument("mountpoint", required=False, type=click.Path(path_type=str, readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.option("--until", type=click.IntRange(min=0), help="End at this generation.")
 def watch(mountpoint: str | None, as_json: bool, until: int | None) -> int:

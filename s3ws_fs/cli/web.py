@@ -36,7 +36,7 @@ _PORT = 8765
 )
 @click.option(
     "--link-file",
-    type=click.Path(path_type=str),
+    type=click.Path(path_type=str, readable=False),
     help="Write the link into this file (0600) instead of printing it.",
 )
 def web(address: str, port: int, hosts: tuple[str, ...], link_file: str | None) -> None:

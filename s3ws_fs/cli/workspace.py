@@ -49,7 +49,7 @@ def workspace_flags(function: _F) -> _F:
     return click.option(
         "-m",
         "--mountpoint",
-        type=click.Path(path_type=str),
+        type=click.Path(path_type=str, readable=False),
         help="The workspace mounted there. Default: the mount that the current directory is in, "
         "or the workspace that the settings name.",
     )(function)

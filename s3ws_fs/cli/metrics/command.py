@@ -21,7 +21,7 @@ EVERY_S_MIN = 1.0
 
 
 @click.command(short_help="Print metrics for Prometheus, or serve or write them.")
-@click.argument("mountpoint", required=False, type=click.Path(path_type=str))
+@click.argument("mountpoint", required=False, type=click.Path(path_type=str, readable=False))
 @click.option(
     "--textfile",
     metavar="FILE.prom",
