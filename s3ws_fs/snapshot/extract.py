@@ -147,7 +147,9 @@ class _Stream(io.RawIOBase):
         return offset
 
     def read(self, size: int | None = -1) -> bytes:
-        assert size is not None and size >= 0
+        if size is None or size < 0:
+            # A head may say that what follows it is so long.
+            raise ValueError(f"{size} bytes to read")
         parts = []
         while size:
             first = self._at - self._start

@@ -55,6 +55,11 @@ def test_the_tar_that_is_changed_is_whole() -> None:
     backups.check_the_material()
 
 
+def test_a_head_of_an_archive_that_says_less_than_nothing_follows() -> None:
+    (target,) = (target for target in backups.TARGETS if target.name == "backup archives")
+    assert target.case(39815474), "a tar whose size is negative was taken"
+
+
 @pytest.mark.parametrize("target", places.TARGETS, ids=lambda target: target.name)
 def test_places(target: Target) -> None:
     """In a process of its own, which a database that is wrong may end."""
