@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from s3ws_fs.core import journal, layout
 from s3ws_fs.core.config import MountConfig
-from s3ws_fs.core.errors import CacheError, ExitCode, FsError, TransientError, UserError
+from s3ws_fs.core.errors import (
+    CacheError,
+    ExitCode,
+    FsError,
+    S3wsError,
+    TransientError,
+    UserError,
+)
 from s3ws_fs.core.lease import LEASE_S_MIN
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.types import NeedExtents
@@ -92,13 +103,33 @@ def kill_at(m: Mount, monkeypatch: pytest.MonkeyPatch, at: str, deaths: int) -> 
     async def deadly(cmd: str, *args: object, **more: object) -> object:
         asked.append(cmd)
         if cmd == at and asked.count(at) <= deaths:
-            pid = m.replica.worker.pid
-            assert pid is not None
-            os.kill(pid, signal.SIGKILL)
+            return await _dying(m, partial(ask, cmd, *args, **more))  # type: ignore[arg-type]
         return await ask(cmd, *args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(m.replica.worker, "ask", deadly)
     return asked
+
+
+async def _dying(m: Mount, ask: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    """The worker dies with the request in its hands: before, another one would have been asked."""
+    pid = m.replica.worker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    result: dict[str, Any] | S3wsError
+
+    async def kill() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        os.kill(pid, signal.SIGKILL)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kill)
+        try:
+            result = await ask()
+        except S3wsError as exc:
+            result = exc
+    if isinstance(result, S3wsError):
+        raise result
+    return result
 
 
 @pytest.mark.parametrize("at", ["freeze", "seal", "mirror"])
