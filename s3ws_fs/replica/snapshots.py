@@ -12,6 +12,7 @@ Called by replicator (for the daemon's commands and restores).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -92,7 +93,15 @@ class Snapshots:
             "created_ns": created_ns,
             **(said or {}),
         }
-        return await self._ask("no snapshot was taken", "snap-put", snap=snap)
+        try:
+            return await self._ask("no snapshot was taken", "snap-put", snap=snap)
+        except Exception:
+            if kind in history.UNDOABLE:
+                # It may stand, and only the answer was lost: then the next undo would be of it.
+                ident = history.snap_id(kind, name, created_ns)
+                with trio.CancelScope(shield=True), contextlib.suppress(S3wsError, OSError):
+                    await self._worker.ask("unsnap", number=sealed.number, ident=ident)
+            raise
 
     async def seal(self, *, collect: bool = True) -> Sealed:
         """Seal everything that was answered; within `still`. Raises UserError.

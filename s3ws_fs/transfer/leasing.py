@@ -27,6 +27,7 @@ from s3ws_fs.core.errors import (
     ExitCode,
     FormatError,
     NotFoundError,
+    PermanentError,
     TransientError,
     UserError,
 )
@@ -230,8 +231,11 @@ def renew(
             found = _look(store)
         if found is None:
             if not exists(store, layout.WORKSPACE_KEY):
-                # Whoever deletes a workspace removes the lease last.
-                raise FencedError("the workspace was deleted")
+                # Whoever deletes a workspace removes the lease last. Or the bucket was emptied by
+                # mistake, and will be filled again: nobody has taken over, and nothing is written.
+                raise PermanentError(
+                    "lease", layout.LEASE_KEY, "is gone, and the bucket holds none of the workspace"
+                )
             # Somebody removed it; nobody else has it, or the must-create will tell.
             etag = None
             continue

@@ -42,6 +42,8 @@ from s3ws_fs.transfer.opened import Opened, open_records
 from s3ws_fs.transfer.replaying import drop_orphans, replay
 from s3ws_fs.transfer.windowed import windowed
 
+UNDO_LOOKS_MAX: Final = 64
+"""Snapshots that are looked at for what there is to undo."""
 THREADS: Final = 8
 """Requests at once, where the caller brings no pool."""
 
@@ -240,10 +242,17 @@ def no_such_point(message: str, remedy: str) -> UserError:
     return UserError(message, remedy=remedy, exit_code=ExitCode.NO_SUCH_POINT)
 
 
-def resolve(store: ScopedStore, ref: str, now_ns: int, points: Points | None = None) -> Point:
+def resolve(
+    store: ScopedStore,
+    ref: str,
+    now_ns: int,
+    points: Points | None = None,
+    *,
+    head: int | None = None,
+) -> Point:
     """The point that a reference means (core/history). Raises UserError, StoreError, FormatError.
 
-    `points`: a survey made just before.
+    `points`: a survey made just before. `head`: generation of what is undone, in a living cache.
     """
     wanted = history.parse_ref(ref, now_ns)
     points = survey_points(store) if points is None else points
@@ -251,7 +260,7 @@ def resolve(store: ScopedStore, ref: str, now_ns: int, points: Points | None = N
     if wanted.form in (history.NAME, history.TURN):
         snap = _by_name(store, points, wanted)
     elif wanted.form == history.UNDO:
-        snap = _undo(store, points)
+        snap = _undo(store, points, head)
     number = _number(store, points, wanted) if snap is None else snap.number
     if not points.is_kept(number):
         raise _not_kept(points, number)
@@ -324,14 +333,18 @@ def _by_name(store: ScopedStore, points: Points, wanted: Ref) -> Snapshot:
     raise no_such_point(f"There is no {what} called {wanted.name!a}.", remedy)
 
 
-def _undo(store: ScopedStore, points: Points) -> Snapshot:
+def _undo(store: ScopedStore, points: Points, head: int | None) -> Snapshot:
     before = [snap for snap in points.snaps if snap.kind in history.UNDOABLE]
-    if not before:
-        raise no_such_point(
-            "There is nothing to undo.",
-            "`s3ws undo` brings back what stood before the last restore.",
-        )
-    return read_snapshot(store, before[-1].key, points.workspace)
+    for each in reversed(before[-UNDO_LOOKS_MAX:]):
+        snap = read_snapshot(store, each.key, points.workspace)
+        # One of the newest generation is of a restore that was never made: of its snapshot only the
+        # answer was lost. To go back to it would be nothing, and hide what is to be undone.
+        if snap.generation != head:
+            return snap
+    raise no_such_point(
+        "There is nothing to undo.",
+        "`s3ws undo` brings back what stood before the last restore.",
+    )
 
 
 # --- the tables of a point

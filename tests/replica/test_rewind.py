@@ -26,7 +26,7 @@ from s3ws_fs.core.history import BEFORE_RESTORE, BEFORE_UNDO, NAMED
 from s3ws_fs.core.types import Outdated
 from s3ws_fs.replica import rewind
 from s3ws_fs.replica.rewind import TRIES_MAX, RewindAsk
-from s3ws_fs.store.memory import MemoryStore
+from s3ws_fs.store.memory import Fault, MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import points
 from tests.replica.conftest import Mount
@@ -146,6 +146,33 @@ async def test_an_undo_is_of_local_paths_when_the_restore_was(
         await restored(m, history.UNDO)
         assert (await m.files())["stays/a"] == b"mine"
         m.write("stays/a", b"mine")
+
+
+@inline
+async def test_an_undo_goes_past_a_snapshot_whose_answer_was_lost(
+    m: Mount, store: ScopedStore, memory: MemoryStore
+) -> None:
+    """It stands, and nothing was restored: undo is of the restore before."""
+    m.write("a", b"then")
+    await m.replica.snapshot(NAMED, "one")
+    m.write("a", b"mine")
+    await restored(m, "one")
+    for keeps in (True, False):
+
+        def fault(op: str, key: str, keeps: bool = keeps) -> Fault:
+            if op == "put" and "/snap/" in key:
+                return Fault.LOST
+            return Fault.TRANSIENT if keeps and op == "delete" and "/snap/" in key else Fault.NONE
+
+        memory.fault = fault
+        before = kinds(store)
+        with pytest.raises(UserError, match="no snapshot was taken"):
+            await restored(m, history.UNDO)
+        memory.fault = None
+        assert kinds(store) == [*before, BEFORE_UNDO] if keeps else before
+        assert await m.files() == {"a": b"then"}
+    await restored(m, history.UNDO)
+    assert await m.files() == {"a": b"mine"}
 
 
 @inline

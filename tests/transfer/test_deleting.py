@@ -175,7 +175,7 @@ def test_what_is_mounted_is_refused_unless_told(life: Life, store: ScopedStore) 
     assert slept == [fence_s(LEASE_S) + LAPSE_SLACK_S]
     assert standing(store) == set()
     # Who had it does not come back, also when nothing is left that would tell.
-    with pytest.raises(FencedError, match="deleted"):
+    with pytest.raises(PermanentError, match="holds none"):
         gate.renew()
     assert standing(store) == set()
 

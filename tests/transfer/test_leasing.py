@@ -9,7 +9,13 @@ from dataclasses import replace
 import pytest
 
 from s3ws_fs.core import journal, layout
-from s3ws_fs.core.errors import ConflictError, ExitCode, TransientError, UserError
+from s3ws_fs.core.errors import (
+    ConflictError,
+    ExitCode,
+    PermanentError,
+    TransientError,
+    UserError,
+)
 from s3ws_fs.core.lease import (
     GIVEN,
     HELD,
@@ -155,7 +161,7 @@ def test_a_lease_that_went_with_the_workspace_is_not_put_again(store: ScopedStor
     grant = acquire(store, A).grant
     journaling.make_workspace(store, "w" * 32, 1)
     store.purge([entry.key for entry in store.everything()])
-    with pytest.raises(FencedError, match="deleted"):
+    with pytest.raises(PermanentError, match="holds none"):
         leasing.renew(store, grant, 30.0, lambda: 0.0)
     assert list(store.everything()) == []
 

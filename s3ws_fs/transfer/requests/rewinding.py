@@ -32,7 +32,9 @@ class Rewinding(Group):
         session = self.session
         ref, now_ns = ask["ref"], ask["now_ns"]
         if ref is not None:
-            self._point = points.resolve(session.store, ref, now_ns)
+            with session.reader.read() as view:
+                head = view.head().generation
+            self._point = points.resolve(session.store, ref, now_ns, head=head)
         if self._point is None or ask["write"]:
             # Another worker resolved it; or the snapshot of before collected garbage since.
             again = points.resolve(session.store, f"#{ask['number']}", now_ns)
