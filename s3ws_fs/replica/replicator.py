@@ -138,7 +138,7 @@ class Replicator(Replica):
                 history=self.history.still,
                 snapshot=self.history.take,
                 sealed_generation=lambda: self.sealed_generation,
-                unsnap=self._unsnap,
+                unsnap=self.history.unsnap,
                 forget=forget,
                 renew=lambda: self.kernel_renew(),
                 stopped=self._stopped,
@@ -339,9 +339,6 @@ class Replicator(Replica):
         """Take a snapshot of what is there now (see Snapshots.take). Raises UserError."""
         async with self.history.still():
             return await self.history.take(kind, name)
-
-    async def _unsnap(self, snap: dict[str, Any]) -> None:
-        await self.worker.ask("unsnap", number=snap["number"], ident=snap["id"])
 
     async def keep_hydrated(self) -> None:
         """Fetch in the background what is cold, and what a restore brought back."""

@@ -90,7 +90,7 @@ class Means:
     history: Callable[[], AbstractAsyncContextManager[Any]]
     snapshot: Snap
     sealed_generation: Callable[[], int]
-    unsnap: Callable[[dict[str, Any]], Awaitable[None]]
+    unsnap: Callable[[int, str], Awaitable[None]]
     forget: Forget
     renew: Callable[[], bool]
     stopped: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
@@ -216,8 +216,7 @@ class Rewinder:
             is_kept = True
         finally:
             if not is_kept:
-                with trio.CancelScope(shield=True), contextlib.suppress(S3wsError, OSError):
-                    await self.means.unsnap(snap)
+                await self.means.unsnap(snap["number"], snap["id"])
         return _Done(_answer(planned, snap), path, first_new)
 
     async def _finish(self, done: _Done) -> bool:

@@ -98,10 +98,13 @@ class Snapshots:
         except Exception:
             if kind in history.UNDOABLE:
                 # It may stand, and only the answer was lost: then the next undo would be of it.
-                ident = history.snap_id(kind, name, created_ns)
-                with trio.CancelScope(shield=True), contextlib.suppress(S3wsError, OSError):
-                    await self._worker.ask("unsnap", number=sealed.number, ident=ident)
+                await self.unsnap(sealed.number, history.snap_id(kind, name, created_ns))
             raise
+
+    async def unsnap(self, number: int, ident: str) -> None:
+        """Take a snapshot of before away that was for nothing; where that can't be, it stays."""
+        with trio.CancelScope(shield=True), contextlib.suppress(S3wsError, OSError):
+            await self._worker.ask("unsnap", number=number, ident=ident)
 
     async def seal(self, *, collect: bool = True) -> Sealed:
         """Seal everything that was answered; within `still`. Raises UserError.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +29,7 @@ from s3ws_fs.transfer.audit import audit
 from s3ws_fs.transfer.forking import FORK_LEASE_S, Forker, Who
 from tests.crash.rig import fast_directory
 from tests.crash.workloads import OF_FORKS
-from tests.support.armed import KILL, Listener, Plan
+from tests.support.armed import KILL, Plan, killed_in_a_fork
 from tests.support.history import WORKSPACE, Life, tree_of
 from tests.support.inline import at_once
 from tests.support.pair import has_user_xattrs
@@ -80,19 +79,7 @@ def make(bucket: Path, life: Life) -> None:
 
 def make_and_be_killed(bucket: Path, life: Life, plan: Plan) -> int:
     """The same in a process of its own; returns its exit status."""
-    with warnings.catch_warnings():
-        # The child has one thread, and uses nothing that another may have locked.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1]
-    status = 1
-    try:
-        failpoints.hook = Listener(plan)
-        make(bucket, life)
-        status = 0
-    finally:
-        os._exit(status)
+    return killed_in_a_fork(plan, lambda: make(bucket, life))
 
 
 def standing(bucket: Path, prefix: str) -> dict[str, bytes]:

@@ -23,6 +23,7 @@ import json
 import os
 import signal
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -257,3 +258,20 @@ def listening(hook: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         failpoints.hook = before
+
+
+def killed_in_a_fork(plan: Plan, work: Callable[[], object]) -> int:
+    """Do it armed, in a process of its own; returns that one's exit status (waitpid)."""
+    with warnings.catch_warnings():
+        # The child has one thread, and uses nothing that another may have locked.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    status = 1
+    try:
+        failpoints.hook = Listener(plan)
+        work()
+        status = 0
+    finally:
+        os._exit(status)

@@ -55,13 +55,6 @@ def page(host: Host) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture
-def client(page: Running) -> Client:
-    made = Client(page.port)
-    made.enter(page.token)
-    return made
-
-
 def address(host: Host, what: str) -> str:
     return f"/api/mounts/{registry.mount_key(str(host.mountpoint))}/{what}"
 
