@@ -6,6 +6,9 @@ Invariants
 3. A file whose new place could not be written keeps its old object.
 4. Done with is an inode when nothing of it is left to do: also not at a path that is another's now,
    and where that one's object could not be written.
+5. The row of a directory that moved goes before anything below is touched. A pass that is cut off
+   leaves some objects at the old place and some at the new; when the directory is then moved back,
+   a row of its old place would say that nothing happened.
 
 Called by worker. How one object is written safely: objects.py.
 """
@@ -108,6 +111,7 @@ class MirrorPass:
         """Early deletes, ops, late deletes. Failures are in the outcome, not raised."""
         plan = self._todo.plan
         outcome = self.outcome
+        self._forget_dirs()
         outcome.stopped = not self._delete(plan.early)
         if not outcome.stopped:
             self._run_ops(plan.ops)
@@ -130,12 +134,16 @@ class MirrorPass:
             if not self.outcome.stopped and file.ino not in self.outcome.failed_inos:
                 yield file.ino, self._todo.generation
 
+    def _forget_dirs(self) -> None:
+        """Invariant 5."""
+        for path in self._todo.old_dir_rows:
+            self._batch.removed.append(path)
+            self._flush(RESULTS_BATCH)
+        self._flush(0)
+
     def finish_dirs(self) -> None:
         """Report directory rows, once everything below stands."""
         if self._clean():
-            for path in self._todo.old_dir_rows:
-                self._batch.removed.append(path)
-                self._flush(RESULTS_BATCH)
             for row in self._todo.dir_rows:
                 self._batch.rows.append(row)
                 self._flush(RESULTS_BATCH)

@@ -5,7 +5,8 @@ Invariants
    the sealed point whatever changes meanwhile.
 2. A directory has a row of its own (path ending in "/", no object): when its path differs from the
    row, or there is none, all below it is looked at. So renaming a tree is found by one record.
-3. Directory rows are written only after everything below stands.
+3. Directory rows are written only after everything below stands, and taken away before anything
+   below is touched (mirror.py).
 
 Called by freeze; read by mirror.
 """

@@ -19,7 +19,7 @@ from s3ws_fs.transfer.fetch import ExtentSource
 from s3ws_fs.transfer.freeze import freeze
 from s3ws_fs.transfer.mirror import DELETE_BATCH, Batch, MirrorPass, Outcome
 from tests.support import caches
-from tests.transfer.conftest import write
+from tests.transfer.conftest import CRED, write
 from tests.transfer.seals import WORKSPACE, ask
 
 Run = Callable[[], Outcome]
@@ -70,6 +70,7 @@ def run(
             stop=stop,
         )
         outcome = mirroring.run()
+        mirroring.finish_dirs()
         cache.record_mirrored((), (), list(mirroring.done()))
         frozen.close()
         return outcome
@@ -110,6 +111,33 @@ def test_deletions_are_interrupted_too(
     outcome = run()
     assert not outcome.stopped
     assert standing(store) == {}
+    with cache.read() as view:
+        assert view.mtodo_count() == 0
+
+
+def test_a_directory_that_is_moved_back_after_half_a_pass(
+    cache: Cache, fs: FileSystem, memory: MemoryStore, store: ScopedStore, run: Run
+) -> None:
+    """Its row said that it had never been away: what stood at the other place stayed for ever, and
+    what had gone from here was not put again."""
+    top = fs.mkdir(ROOT_INO, b"here", 0o755, CRED).ino
+    below = fs.mkdir(top, b"below", 0o755, CRED).ino
+    for name in (b"f", b"g"):
+        write(fs, name, name)
+        fs.rename(ROOT_INO, name, below, name)
+    assert run().error is None
+    there = {"here/below/f": b"f", "here/below/g": b"g"}
+    assert standing(store) == there
+    fs.rename(ROOT_INO, b"here", ROOT_INO, b"away")
+    memory.fault = lambda _, key: (
+        Fault.TRANSIENT if key.endswith("files/away/below/g") else Fault.NONE
+    )
+    assert run().error is not None
+    assert "away/below/f" in standing(store)
+    memory.fault = None
+    fs.rename(ROOT_INO, b"away", ROOT_INO, b"here")
+    assert run().error is None
+    assert standing(store) == there
     with cache.read() as view:
         assert view.mtodo_count() == 0
 
