@@ -2,8 +2,8 @@
 
 Invariants
 1. The mirror does not hold up a seal: when a flush is due, or somebody waits for a snapshot, the
-   pass is ended early and goes on later. Where no pass would ever come to its end by that, it has
-   the time of Patience before the flush.
+   pass is ended early and goes on later; for whoever waits so is its planning. Where no pass would
+   ever come to its end by a due flush, it has the time of Patience before it.
 2. While the writer before may still change the mirror (the quiet time), only seals are made.
 3. What somebody else did is looked at only by who is sure to be the writer still: a stale one must
    not take the new one's doings for somebody else's.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -25,13 +25,15 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core.errors import S3wsError, TransientError
 from s3ws_fs.core.layout import FILES_PREFIX
 from s3ws_fs.replica.base import Progress
-from s3ws_fs.replica.flusher import Flusher, Pass
+from s3ws_fs.replica.flusher import Flusher
 from s3ws_fs.replica.lease import LeaseKeeper
 from s3ws_fs.replica.outside import OutsideChanges
 from s3ws_fs.replica.position import Sealed
 from s3ws_fs.replica.schedule import Schedule
 from s3ws_fs.transfer.objects import LATE
 from s3ws_fs.transfer.wire import FencedError
+
+_T = TypeVar("_T")
 
 LOOK_AGAIN_S: Final = 60.0
 LOOKS_MAX: Final = 8
@@ -95,7 +97,9 @@ class Cycle:
             if again_s is not None and again_s <= trio.current_time():
                 self.is_scan_due = True
             unknown = None if is_quiet else await self._reconcile()
-            flush_id, has_mirror_work = await self._flusher.flush()
+            flush_id, has_mirror_work = await self._until(
+                self._flusher.flush, self._schedule.wait_hurry
+            )
         except BaseException:
             self._schedule.give_back(oldest_s)
             raise
@@ -179,18 +183,14 @@ class Cycle:
             if progress is not None:
                 progress({"phase": "mirroring", "done": count, "total": max(total, count)})
 
-        result: Pass | S3wsError
-        async with trio.open_nursery() as nursery:
-            for wait in (self._wait_flush_due, self._schedule.wait_hurry):
-                nursery.start_soon(self._stop_after, wait)
-            try:
-                result = await self._flusher.mirror(flush_id, written)
-            except S3wsError as exc:
-                # Carried out by hand: a nursery would wrap it in a group.
-                result = exc
-            nursery.cancel_scope.cancel()
-        if not isinstance(result, Pass):
-            return result
+        try:
+            result = await self._until(
+                lambda: self._flusher.mirror(flush_id, written),
+                self._wait_flush_due,
+                self._schedule.wait_hurry,
+            )
+        except S3wsError as exc:
+            return exc
         if not result.stopped:
             self._schedule.patience.completed()
         return await self._settle() or result.error
@@ -227,6 +227,24 @@ class Cycle:
         sealed = self._flusher.sealed
         assert sealed is not None
         return sealed
+
+    async def _until(
+        self, work: Callable[[], Awaitable[_T]], *waits: Callable[[], Awaitable[None]]
+    ) -> _T:
+        """Do it; once one of `waits` is over, the mirror's part of it ends early."""
+        result: _T | Exception
+        async with trio.open_nursery() as nursery:
+            for wait in waits:
+                nursery.start_soon(self._stop_after, wait)
+            try:
+                result = await work()
+            except Exception as exc:
+                # Carried out by hand: a nursery would wrap it in a group.
+                result = exc
+            nursery.cancel_scope.cancel()
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     async def _stop_after(self, wait: Callable[[], Awaitable[None]]) -> None:
         await wait()

@@ -84,6 +84,7 @@ class Flusher:
         self._sealed: Sealed | None = None
         self._segments = 0
         self._segment_bytes = 0
+        self._flush_id = ""
         self.state = "idle"
         self.fenced: wire.FencedError | None = None
         self.fenced_s = 0.0
@@ -130,8 +131,10 @@ class Flusher:
         """
         if self.fenced is not None:
             raise self.fenced
+        # Before anything is waited for: `stop_mirror` is of this one from now on.
+        self._flush_id = new_id(self._randbits)
         try:
-            return await self._flush(mirror, collect)
+            return await self._flush(self._flush_id, mirror, collect)
         except wire.FencedError as exc:
             self.fence(exc)
             raise
@@ -151,12 +154,11 @@ class Flusher:
             self.fenced_s = trio.current_time()
         self._sealed = None
 
-    async def _flush(self, mirror: bool, collect: bool) -> tuple[str, bool]:
+    async def _flush(self, flush_id: str, mirror: bool, collect: bool) -> tuple[str, bool]:
         if not self._cache.restore_complete:
             # Never met: prepare refuses or makes it whole. The last lock on the door.
             raise CacheError("the cache holds no whole workspace: nothing is pushed from it")
         sealed = await self._learn()
-        flush_id = new_id(self._randbits)
         number = sealed.number + 1
         due = collect and (
             self._segments + 1 >= CHECKPOINT_EVERY_SEGMENTS
@@ -394,5 +396,6 @@ class Flusher:
         self.missed = result["missed"]
 
     async def stop_mirror(self) -> None:
-        """End a mirror pass early: a flush is due."""
-        await self._worker.ask("stop-mirror")
+        """End the pass of the flush under way, or of the last one, early; none is planned if it is
+        not yet."""
+        await self._worker.ask("stop-mirror", flush_id=self._flush_id)

@@ -42,7 +42,7 @@ from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.records import InodeRec, decode_location, encode_location
 from s3ws_fs.core.types import BLOB_BIT, SELF_OBJECT, Location
 from s3ws_fs.transfer.spool import ObjectWriter, create
-from s3ws_fs.transfer.todo import MirrorTodo, collect_todo
+from s3ws_fs.transfer.todo import MirrorTodo, collect_todo, never
 
 SEGMENT_INLINE_BYTES_MAX: Final = 16 << 20
 BLOB_BYTES_MAX: Final = 64 << 20
@@ -215,9 +215,11 @@ def freeze(
     ahead: Mapping[bytes, tuple[int, bytes]] = NOTHING_AHEAD,
     *,
     randbits: RandBits = secrets.randbits,
+    stopped: Callable[[], bool] = never,
 ) -> Frozen:
     """Copy out everything unsealed, but for what was shipped `ahead` (see Ahead.known).
 
+    Once `stopped`, the mirror's plan is given up, and no more than that.
     Raises OSError (spool full), FormatError, CacheError.
     """
     failpoints.hit(failpoints.FREEZE_BEFORE)
@@ -226,7 +228,7 @@ def freeze(
     frozen: Frozen | None = None
     try:
         with reader.read() as view:
-            frozen = _freeze(view, directory, ask, segment, placer, ahead)
+            frozen = _freeze(view, directory, ask, segment, placer, ahead, stopped)
         return frozen
     finally:
         if frozen is None or frozen.segment is None:
@@ -243,6 +245,7 @@ def _freeze(
     segment: ObjectWriter,
     placer: _DataPlacer,
     ahead: Mapping[bytes, tuple[int, bytes]],
+    stopped: Callable[[], bool],
 ) -> Frozen:
     head = view.head()
     puts, tombs, chunk_keys, shipped = _dirty_records(view, ahead)
@@ -255,7 +258,10 @@ def _freeze(
     whole = {b.whole_ino: b.object_id for b in placer.blobs.values() if b.whole_ino}
     todo = MirrorTodo(head.generation)
     if ask.mirror:
-        todo = collect_todo(view, changed, head.generation, ask.prefix_bytes, located, whole)
+        prefix_bytes = ask.prefix_bytes
+        todo = collect_todo(
+            view, changed, head.generation, prefix_bytes, located, whole, stopped=stopped
+        )
     frozen = Frozen(ask.flush_id, head.generation, ask.number, todo, blobs=placer.blobs)
     if not (puts or tombs or located):
         return frozen

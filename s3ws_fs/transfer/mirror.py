@@ -15,7 +15,6 @@ Called by worker. How one object is written safely: objects.py.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -94,7 +93,7 @@ class MirrorPass:
         directory: Path,
         pool: Executor,
         report: Callable[[Batch], None],
-        stop: threading.Event,
+        stopped: Callable[[], bool],
     ) -> None:
         self._store = store
         self._todo = frozen.todo
@@ -103,7 +102,7 @@ class MirrorPass:
         )
         self._pool = pool
         self._report = report
-        self._stop = stop
+        self._is_asked_to_stop = stopped
         self._batch = Batch()
         self.outcome = Outcome()
 
@@ -111,6 +110,9 @@ class MirrorPass:
         """Early deletes, ops, late deletes. Failures are in the outcome, not raised."""
         plan = self._todo.plan
         outcome = self.outcome
+        if self._todo.is_cut_off:
+            outcome.stopped = True
+            return outcome
         self._forget_dirs()
         outcome.stopped = not self._delete(plan.early)
         if not outcome.stopped:
@@ -154,7 +156,7 @@ class MirrorPass:
         return outcome.error is None and not outcome.stopped
 
     def _stopped(self) -> bool:
-        return self._stop.is_set() or self.outcome.transient >= TRANSIENT_STOP
+        return self._is_asked_to_stop() or self.outcome.transient >= TRANSIENT_STOP
 
     def _flush(self, at_least: int) -> None:
         if len(self._batch) > at_least:

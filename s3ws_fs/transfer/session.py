@@ -62,7 +62,8 @@ class Session:
     def __init__(self, means: Means) -> None:
         self.means = means
         self.frozen: Frozen | None = None
-        self.stop_mirror = threading.Event()
+        self.stopped_pass = ""
+        """Flush of the mirror pass that is to end early, or not to be planned to its end."""
         self.spool = Path()
         self.cache_dir = Path()
         self.workspace = ""
@@ -99,6 +100,10 @@ class Session:
         self.workspace = ask.get("workspace", "")
         self.log_format = ask.get("log_format", "text")
         self.local_patterns = ask.get("local", "")
+
+    def is_stopped(self, flush_id: str) -> bool:
+        """Whether somebody waits for the end of this flush and of the pass behind it."""
+        return self.stopped_pass == flush_id
 
     @property
     def store(self) -> ScopedStore:

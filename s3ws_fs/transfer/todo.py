@@ -5,7 +5,8 @@ Invariants
    the sealed point whatever changes meanwhile.
 2. A directory has a row of its own (path ending in "/", no object): when its path differs from the
    row, or there is none, all below it is looked at. So renaming a tree is found by one record.
-3. Directory rows are written only after everything below stands, and taken away before anything
+3. A plan that somebody did not wait for is no plan: nothing of it is carried out.
+4. Directory rows are written only after everything below stands, and taken away before anything
    below is touched (mirror.py).
 
 Called by freeze; read by mirror.
@@ -14,7 +15,7 @@ Called by freeze; read by mirror.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -56,11 +57,25 @@ class MirrorTodo:
     dir_rows: list[MirrorRow] = field(default_factory=list)
     old_dir_rows: list[bytes] = field(default_factory=list)
     unmirrored: list[tuple[int, bytes, str]] = field(default_factory=list)
+    is_cut_off: bool = False
+    """Not everything was looked at (invariant 3)."""
+
+
+class _StoppedError(Exception):
+    """Whoever waits would rather have no plan."""
+
+
+def never() -> bool:
+    """Nobody waits."""
+    return False
 
 
 class _Collector:
-    def __init__(self, view: View, generation: int, prefix_bytes: int) -> None:
+    def __init__(
+        self, view: View, generation: int, prefix_bytes: int, stopped: Callable[[], bool]
+    ) -> None:
         self.view = view
+        self._stopped = stopped
         self.todo = MirrorTodo(generation)
         self.prefix_bytes = prefix_bytes
         self.targets: list[Target] = []
@@ -70,6 +85,7 @@ class _Collector:
 
     def look_at(self, ino: int, generation: int) -> None:
         """An inode whose record changed at `generation`, at the latest."""
+        self._may_stop()
         known = self.todo.files.get(ino)
         if known is not None:
             known.generation = max(known.generation, generation)
@@ -86,6 +102,10 @@ class _Collector:
                     self.todo.old_dir_rows.append(row.path)
                 else:
                     self.rows[row.path] = row
+
+    def _may_stop(self) -> None:
+        if self._stopped():
+            raise _StoppedError
 
     def _look_at_dir(self, rec: InodeRec) -> None:
         paths = self.view.paths_of(rec)
@@ -109,6 +129,7 @@ class _Collector:
     def find_targets(self) -> None:
         """The mirror paths of all inodes looked at, and the rows that stand there or above."""
         for file in self.todo.files.values():
+            self._may_stop()
             rec = file.rec
             if rec is None or not content.is_mirrored_kind(rec):
                 continue
@@ -134,6 +155,7 @@ class _Collector:
     def find_places(self, located: Mapping[int, list[tuple[int, bytes]]]) -> None:
         """Note where the bytes stand of each file that has to be put."""
         for op in self.todo.plan.ops:
+            self._may_stop()
             file = self.todo.files.get(op.target.ino)
             if file is None or file.places or op.kind == mirrorplan.COPY:
                 continue
@@ -149,13 +171,29 @@ def collect_todo(
     prefix_bytes: int,
     located: Mapping[bytes, bytes],
     blobs: Mapping[int, int],
+    *,
+    stopped: Callable[[], bool] = never,
 ) -> MirrorTodo:
     """Everything the mirror needs for this freeze.
 
     `changed` are the inodes of this freeze, `located` its new chunk records, `blobs` maps an inode
-    to a blob of this freeze that holds exactly its bytes.
+    to a blob of this freeze that holds exactly its bytes. Once `stopped`, what was found is given
+    up (`is_cut_off`).
     """
-    collector = _Collector(view, generation, prefix_bytes)
+    collector = _Collector(view, generation, prefix_bytes, stopped)
+    try:
+        return _collect(collector, changed, located, blobs)
+    except _StoppedError:
+        return MirrorTodo(generation, is_cut_off=True)
+
+
+def _collect(
+    collector: _Collector,
+    changed: Iterable[int],
+    located: Mapping[bytes, bytes],
+    blobs: Mapping[int, int],
+) -> MirrorTodo:
+    view, generation = collector.view, collector.todo.generation
     for ino in changed:
         collector.look_at(ino, generation)
     for ino, noted in view.mtodo():

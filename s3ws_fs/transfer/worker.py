@@ -110,10 +110,7 @@ class Worker:
         def job() -> None:
             self._answer(ask)
 
-        if ask["cmd"] == "stop-mirror":
-            self.session.stop_mirror.set()
-            job()
-        elif ask["cmd"] == "ping":
+        if ask["cmd"] in ("ping", "stop-mirror"):
             job()
         elif ask["cmd"] in FETCH_REQUESTS:
             self._fetches.submit(job)

@@ -61,6 +61,22 @@ def inline(test: Any) -> Any:
 
 
 @inline
+async def test_the_mirror_is_not_planned_while_somebody_waits(
+    m: Mount, store: ScopedStore, memory: MemoryStore
+) -> None:
+    """After a large change that takes longer than all else."""
+    m.write("a", b"1")
+    with m.replica._schedule.hurrying():
+        assert await m.replica._cycle.run(None) is None
+    assert m.replica.sealed_generation == m.cache.generation
+    assert files_at(store, "head") == {"a": b"1"}
+    assert list(store.list(layout.FILES_PREFIX)) == []
+    assert m.replica._cycle.is_mirror_behind()
+    await m.sync()
+    assert [entry.key for entry in store.list(layout.FILES_PREFIX)] == ["files/a"]
+
+
+@inline
 async def test_a_snapshot_holds_what_was_there(
     m: Mount, store: ScopedStore, memory: MemoryStore
 ) -> None:

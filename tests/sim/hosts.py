@@ -292,10 +292,7 @@ class Process:
     async def _answer(self, ask: dict[str, Any]) -> None:
         command = ask["cmd"]
         lane: contextlib.AbstractAsyncContextManager[Any] = self._flush_lane
-        if command == "stop-mirror":
-            self._worker.stop_mirror()
-            lane = contextlib.AsyncExitStack()
-        elif command == "ping":
+        if command in ("ping", "stop-mirror"):
             lane = contextlib.AsyncExitStack()
         elif command in FETCH_REQUESTS:
             lane = self._fetch_lanes
@@ -342,9 +339,6 @@ class _Worker(Worker):
     @property
     def is_idle(self) -> bool:
         return self.session.frozen is None
-
-    def stop_mirror(self) -> None:
-        self.session.stop_mirror.set()
 
     def answer(self, ask: dict[str, Any]) -> None:
         self._answer(ask)

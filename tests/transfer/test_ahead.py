@@ -111,7 +111,7 @@ def test_a_large_mirror_object_needs_no_spool_file(
         directory=tmp_path / "absent",
         pool=pool,
         report=lambda _: None,
-        stop=threading.Event(),
+        stopped=threading.Event().is_set,
     )
     try:
         outcome = mirroring.run()

@@ -57,7 +57,7 @@ def run(
     def run_pass() -> Outcome:
         nonlocal number
         number += 1
-        frozen = freeze(cache, tmp_path, ask(number))
+        frozen = freeze(cache, tmp_path, ask(number), stopped=stop.is_set)
         caches.seal(cache)
         mirroring = MirrorPass(
             store,
@@ -67,7 +67,7 @@ def run(
             directory=tmp_path,
             pool=pool,
             report=report,
-            stop=stop,
+            stopped=stop.is_set,
         )
         outcome = mirroring.run()
         mirroring.finish_dirs()
@@ -138,6 +138,28 @@ def test_a_directory_that_is_moved_back_after_half_a_pass(
     fs.rename(ROOT_INO, b"away", ROOT_INO, b"here")
     assert run().error is None
     assert standing(store) == there
+    with cache.read() as view:
+        assert view.mtodo_count() == 0
+
+
+def test_a_plan_that_is_not_waited_for(
+    cache: Cache, fs: FileSystem, store: ScopedStore, run: Run, stop: threading.Event
+) -> None:
+    """The seal is as ever; of the mirror nothing is touched, and nothing is forgotten."""
+    write(fs, b"stays", b"1")
+    write(fs, b"goes", b"2")
+    assert run().error is None
+    write(fs, b"comes", b"3")
+    fs.rename(ROOT_INO, b"goes", ROOT_INO, b"went")
+    stop.set()
+    outcome = run()
+    assert outcome.stopped
+    assert standing(store) == {"stays": b"1", "goes": b"2"}
+    with cache.read() as view:
+        assert view.dirty_count() == 0
+    stop.clear()
+    assert not run().stopped
+    assert standing(store) == {"stays": b"1", "went": b"2", "comes": b"3"}
     with cache.read() as view:
         assert view.mtodo_count() == 0
 

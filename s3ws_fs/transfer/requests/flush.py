@@ -11,6 +11,7 @@ Called by worker (see requests).
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Final
 
 from s3ws_fs.cache.headroom import give_reserve
@@ -35,8 +36,6 @@ class Flush(Group):
         """Copy out what is unsealed and what the mirror has to look at."""
         session = self.session
         session.drop()
-        # From here on: whoever wants the pass that follows to end may say so before it begins.
-        session.stop_mirror.clear()
         spool.clean(session.spool)
         request = FreezeRequest.from_json(ask["freeze"])
         ahead = session.ahead
@@ -45,7 +44,12 @@ class Flush(Group):
             request = replace(request, checkpoint=False)
             give_reserve(session.cache_dir)
         frozen = freeze(
-            session.reader, session.spool, request, ahead.known, randbits=session.means.randbits
+            session.reader,
+            session.spool,
+            request,
+            ahead.known,
+            randbits=session.means.randbits,
+            stopped=partial(session.is_stopped, request.flush_id),
         )
         session.frozen = frozen
         failpoints.hit(failpoints.FREEZE_AFTER)
@@ -62,7 +66,7 @@ class Flush(Group):
             "records": 0 if header is None else header.puts + header.tombs,
             "blobs": len(frozen.blobs),
             "mirror_files": len(plan.ops) + len(plan.early) + len(plan.late),
-            "todo": len(frozen.todo.files),
+            "todo": frozen.todo.is_cut_off or bool(frozen.todo.files),
         }
 
     def do_seal(self, ask: dict[str, Any], part: Reply) -> None:
@@ -113,7 +117,7 @@ class Flush(Group):
             directory=session.spool,
             pool=session.transfers,
             report=lambda batch: part(_batch_json(batch)),
-            stop=session.stop_mirror,
+            stopped=partial(session.is_stopped, frozen.flush_id),
         )
         outcome = mirroring.run()
         mirroring.finish_dirs()
@@ -163,7 +167,8 @@ class Flush(Group):
         return result
 
     def do_stop_mirror(self, ask: dict[str, Any], part: Reply) -> None:
-        """End the mirror pass under way early; what is left stays on the to-do."""
+        """End this flush's mirror pass early, or its planning; what is left stays on the to-do."""
+        self.session.stopped_pass = ask["flush_id"]
 
     def do_drop(self, ask: dict[str, Any], part: Reply) -> None:
         """Give up the freeze under way."""
