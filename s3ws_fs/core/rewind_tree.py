@@ -140,7 +140,6 @@ class Wanted:
     """A file of then, at one name of the end. `stood`: the file that stands there now."""
 
     place: Place
-    path: bytes
     stood: bytes | None
 
 
@@ -354,6 +353,8 @@ class Planner:
             self.layout.entries[task.ino] = entries
 
     def _standing(self, task: _Task, name: bytes) -> tuple[Place, bytes | None]:
+        if not task.sources:
+            return (task.ino, name), None
         for source in task.sources:
             found = self.now.child(source, name)
             if found is not None:
@@ -414,16 +415,15 @@ class Planner:
         self, task: _Task, name: bytes, stands: bytes | None, child: bytes, entries: Names
     ) -> _Task | None:
         """A name of then: a directory is placed, a file noted as wanted here."""
-        path = join(task.path, name)
         stood_dir = stands if stands is not None and self.now.is_dir(stands) else None
         if not is_dir(self.then.raw(child)):
             stood = None if stood_dir is not None else stands
-            self.layout.wanted.setdefault(child, []).append(Wanted((task.ino, name), path, stood))
+            self.layout.wanted.setdefault(child, []).append(Wanted((task.ino, name), stood))
             return None
         ino, sources = self._directory(child, stood_dir)
         entries[name] = ino
         sub = task.selection if task.selection.is_whole else task.selection.names[name]
-        return _Task(ino, sources, child, path, sub)
+        return _Task(ino, sources, child, join(task.path, name), sub)
 
     def _directory(self, then: bytes, stands: bytes | None) -> tuple[bytes, tuple[bytes, ...]]:
         """The number of a directory of then in the end, and from which of now it has what stays."""

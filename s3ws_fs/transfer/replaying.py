@@ -22,14 +22,15 @@ from s3ws_fs.cache.view import META_HEAD
 from s3ws_fs.core import journal, keys
 from s3ws_fs.core.errors import FormatError
 from s3ws_fs.core.journal import Frame, Header
-from s3ws_fs.core.records import Head, decode_head, decode_inode
+from s3ws_fs.core.records import Head, decode_head
 from s3ws_fs.core.types import SELF_OBJECT
 
 _SELF: Final = keys.pack_u64(SELF_OBJECT)
 HANGING: Final = (keys.T_CHUNKS, keys.T_XATTRS, keys.T_LINKS)
 """Tables whose rows go with their inode."""
 _NLINK: Final = struct.Struct(">12xI")
-"""Where an inode record has its number of links."""
+_ALLOC: Final = struct.Struct(">32xQ")
+"""Where an inode record has its number of links, and its bytes held."""
 
 
 def absolute(raw: bytes, number: int) -> bytes:
@@ -86,7 +87,7 @@ def drop_orphans(tables: TableSet) -> int:
         return 0
     used = 0
     for key in gone:
-        used += decode_inode(keys.unpack_u64(key), tables.inodes.pop(key)).alloc
+        used += _ALLOC.unpack_from(tables.inodes.pop(key))[0]
     _drop_hanging(tables, gone)
     head = tables.head
     if head is None:
