@@ -96,7 +96,9 @@ def run_quietly(command: list[str], cwd: Path) -> bytes:
         check=False,
     )
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        # The first one says what began it, the last one what came of it.
+        said = " … ".join(dict.fromkeys((lines or [""])[:: max(1, len(lines) - 1)]))
         raise RuntimeError(f"{' '.join(command[:2])} ended with {done.returncode}: {said}")
     return done.stdout
 

@@ -3,7 +3,7 @@
 1. A process is ended by its id only, and only by who started it; its mount goes first.
 2. Nothing here waits without a bound.
 
-Called by bench.targets.
+Called by bench.targets, bench.peers and bench.runner.
 """
 
 from __future__ import annotations
@@ -39,15 +39,30 @@ def usage(pid: int) -> Usage | None:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return None
-    children = reaped
-    for child in _children(pid):
+    below = reaped
+    for child in children(pid):
         with contextlib.suppress(OSError):
-            children += sum(_cpu_ticks(child))
+            below += sum(_cpu_ticks(child))
+    return Usage(own / _TICKS_PER_S, below / _TICKS_PER_S, _private_mib(status))
+
+
+def _private_mib(status: str) -> float:
     # Not the resident set: that counts the pages of a mapped cache file, which are the kernel's.
     kib = next(
         (line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:")), "0"
     )
-    return Usage(own / _TICKS_PER_S, children / _TICKS_PER_S, int(kib) / 1024)
+    return int(kib) / 1024
+
+
+def private_mib(pid: int) -> tuple[float, float]:
+    """(the process, its children together) at this moment; 0 for what is gone."""
+    found = []
+    for each in (pid, *children(pid)):
+        try:
+            found.append(_private_mib(Path(f"/proc/{each}/status").read_text()))
+        except OSError:
+            found.append(0.0)
+    return found[0], sum(found[1:])
 
 
 def _cpu_ticks(pid: int) -> tuple[int, int]:
@@ -56,8 +71,8 @@ def _cpu_ticks(pid: int) -> tuple[int, int]:
     return int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14])
 
 
-def _children(pid: int) -> list[int]:
-    """Of all its threads: each lists those that it started itself."""
+def children(pid: int) -> list[int]:
+    """Its living children: of all its threads: each lists those that it started itself."""
     found: list[int] = []
     for listing in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -97,3 +112,25 @@ def end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_TIMEOUT_S)
             return
+
+
+def identified(pid: int) -> dict[int, str]:
+    """Its living children, each with when it started: a number may be somebody else's later."""
+    found = ((child, _started(child)) for child in children(pid))
+    return {child: started for child, started in found if started is not None}
+
+
+def end_tree(process: subprocess.Popen[bytes], below: dict[int, str]) -> None:
+    """`end`, and then SIGKILL for those of `below` (`identified` before) that are still there."""
+    end(process)
+    for pid, started in below.items():
+        if _started(pid) == started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _started(pid: int) -> str | None:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None

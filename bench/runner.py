@@ -6,8 +6,8 @@
 2. Before a turn every target is at rest (`settle`: our mount synced, the disk written back) and
    the directory is fresh; after it, the directory is removed. Neither is timed. What our mount
    does in the background during a turn is part of the turn.
-3. A scenario that fails or takes too long takes its target out of the run, with the reason; the
-   others go on.
+3. A scenario that fails on a target is not tried there again; the reason stands beside the figures.
+   A target that does not come to rest, or hangs, is taken out of the run. The others go on.
 
 Called by bench.__main__ and its test.
 """
@@ -24,155 +24,191 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from bench import material, processes
-from bench.targets import HERE, TARGETS, USUAL, Ask, Target, UnavailableError
-from bench.workloads import SCENARIOS, Job, Scale, Step
+from bench import material, processes, programs
+from bench.bucketwork import SPECIALS, Stage
+from bench.ground import Ground, ScenarioError, Target, UnavailableError
+from bench.results import Idle, Options, Results, Turn
+from bench.targets import HERE, TARGETS
+from bench.workloads import Job, Step
 from s3ws_fs.core.errors import S3wsError
 
 SCENARIO_TIMEOUT_S: Final = 600.0
-LAG_TIMEOUT_S: Final = 300.0
-LAG_POLL_S: Final = 0.01
-LAG: Final = "lag"
+KILLED_TIMEOUT_S: Final = 5.0
+SAMPLE_S: Final = 0.2
+WORKERS_GONE_S_MAX: Final = 90.0
 
 Say = Callable[[str], None]
+Keep = Callable[[Results], None]
 
 
-class ScenarioError(Exception):
-    """A scenario did not come to its end, or found wrong bytes."""
+class HangError(ScenarioError):
+    """A scenario did not end: what it hangs in can't be trusted to do anything else."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to run. The same seed gives the same bytes; round r uses seed + r."""
+def run(options: Options, say: Say, keep: Keep = lambda _: None) -> Results:
+    """The whole run. Everything it made is gone when it returns or raises.
 
-    scale: Scale
-    rounds: int
-    seed: int
-    targets: Sequence[str] = USUAL
-    scenarios: Sequence[str] = (*SCENARIOS, LAG)
-    base: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One scenario on one target in one round. CPU: the target's daemon, and its children.
-
-    For `lag` there are no steps: see `Lag`.
+    `keep` gets what was measured so far after each turn: a long run may be ended.
     """
-
-    round: int
-    target: str
-    scenario: str
-    steps: list[Step]
-    cpu_s: float | None
-    children_cpu_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """From a `sync` right after the burst until the bucket has it, and the requests that took."""
-
-    round: int
-    target: str
-    burst_s: float
-    sealed_s: float
-    mirrored_s: float
-    sealed_requests: dict[str, int]
-    requests: dict[str, int]
-
-
-@dataclass(slots=True)
-class Results:
-    """All that was measured."""
-
-    options: Options
-    machine: dict[str, str]
-    turns: list[Turn] = field(default_factory=list)
-    lags: list[Lag] = field(default_factory=list)
-    private_mib: dict[str, float] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, for a machine to read."""
-        value = asdict(self)
-        value["options"]["base"] = None
-        return value
-
-
-def run(options: Options, say: Say) -> Results:
-    """The whole run. Everything it made is gone when it returns or raises."""
     with contextlib.ExitStack() as stack:
         # A parent of the user's choice decides which disk is measured.
         made = tempfile.mkdtemp(prefix="s3ws-bench-", dir=options.base)
         stack.callback(shutil.rmtree, made, ignore_errors=True)
         base = Path(made).resolve()
         results = Results(options, machine(base))
-        material.make(
-            base / "material", options.seed, options.scale.repo_files, options.scale.tar_files
-        )
+        _make_material(results, base / "material", say)
+        ground = stack.enter_context(Ground(base, options.peers))
         targets: list[Target] = []
         for name in options.targets:
             try:
-                targets.append(stack.enter_context(TARGETS[name](base)))
+                targets.append(stack.enter_context(TARGETS[name](ground)))
             except UnavailableError as exc:
                 _leave_out(results, name, str(exc), say)
-        for number in range(options.rounds):
-            _round(results, targets, number, base / "material", say)
-        for target in targets:
-            used = processes.usage(target.pid) if target.pid is not None else None
-            if used is not None:
-                results.private_mib[target.name] = used.private_mib
+        with _Peaks(results, targets):
+            for number in range(options.rounds):
+                _round(results, targets, number, base / "material", say, keep)
+        standing = [target for target in targets if target.name not in results.left_out]
+        for target in standing:
+            if target.pid is not None:
+                results.private_mib[target.name] = processes.private_mib(target.pid)[0]
+        if options.idle_s:
+            _idle(results, standing, say)
         return results
 
 
-def _round(results: Results, targets: list[Target], number: int, sources: Path, say: Say) -> None:
+def _make_material(results: Results, place: Path, say: Say) -> None:
+    options = results.options
+    material.make(place, options.seed, options.scale.repo_files, options.scale.tar_files)
+    counts = {"pip": options.scale.wheels, "npm": options.scale.npm_packages}
+    for scenario in options.scenarios:
+        reason = programs.missing(scenario)
+        if reason is not None:
+            results.not_run[scenario] = reason
+            say(f"{scenario} is not run: {reason}")
+        elif scenario in counts:
+            programs.make(place, scenario, options.seed, counts[scenario])
+
+
+class _Peaks(threading.Thread):
+    """Looks at the daemons' memory all the while; what it saw at most goes into the results."""
+
+    def __init__(self, results: Results, targets: list[Target]) -> None:
+        super().__init__(daemon=True)
+        self._results = results
+        self._targets = targets
+        self._over = threading.Event()
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+        # A run that is shorter than a pause has been looked at, too.
+        self._look()
+
+    def run(self) -> None:
+        while not self._over.wait(SAMPLE_S):
+            self._look()
+
+    def _look(self) -> None:
+        for target in self._targets:
+            if target.pid is None:
+                continue
+            own, below = processes.private_mib(target.pid)
+            for peaks, found in (
+                (self._results.peak_mib, own),
+                (self._results.peak_children_mib, below),
+            ):
+                peaks[target.name] = max(peaks.get(target.name, 0.0), found)
+
+
+def _idle(results: Results, targets: list[Target], say: Say) -> None:
+    """Leave them alone; those that end their children when idle are given the time for it."""
+    with_pid = [(target.name, target.pid) for target in targets if target.pid is not None]
+    deadline = time.monotonic() + WORKERS_GONE_S_MAX
+    ours = [pid for name, pid in with_pid if name.startswith("ours")]
+    say("leaving them alone")
+    while any(processes.children(pid) for pid in ours) and time.monotonic() < deadline:
+        time.sleep(SAMPLE_S)
+    before = {name: processes.usage(pid) for name, pid in with_pid}
+    time.sleep(results.options.idle_s)
+    for name, pid in with_pid:
+        begun, now = before[name], processes.usage(pid)
+        if begun is not None and now is not None:
+            cpu_s = now.cpu_s + now.children_cpu_s - begun.cpu_s - begun.children_cpu_s
+            children = len(processes.children(pid))
+            # A child's time moves to its parent when it is buried, a tick here or there.
+            results.idle[name] = Idle(results.options.idle_s, max(0.0, cpu_s), children)
+
+
+def _round(
+    results: Results, targets: list[Target], number: int, sources: Path, say: Say, keep: Keep
+) -> None:
     options = results.options
     for scenario in options.scenarios:
+        if scenario in results.not_run:
+            continue
         turn = number % len(targets) if targets else 0
         for target in targets[turn:] + targets[:turn]:
-            if target.name in results.left_out or (scenario == LAG and target.ask is None):
+            kind = SPECIALS.get(scenario)
+            if target.name in results.left_out or (kind and not kind.applies(target)):
+                continue
+            if f"{target.name} {scenario}" in results.failed:
                 continue
             directory = target.directory / f"{scenario}-{number}"
-            name = "burst" if scenario == LAG else scenario
-            job = Job(name, str(directory), str(sources), options.seed + number, options.scale)
+            job = Job(scenario, str(directory), str(sources), options.seed + number, options.scale)
             try:
-                said = _one(results, target, scenario, job, number)
+                said = _one(results, target, job, number)
                 say(f"round {number + 1} {scenario:<10} {target.name:<10} {said}")
-            except (ScenarioError, OSError) as exc:
+            except (ScenarioError, UnavailableError, OSError) as exc:
                 _leave_out(results, target.name, f"{scenario}: {exc}", say)
                 say(f"its log ends so:{target.log_tail()}")
+            keep(results)
 
 
-def _one(results: Results, target: Target, scenario: str, job: Job, number: int) -> str:
+def _one(results: Results, target: Target, job: Job, number: int) -> str:
     """One turn, from rest to rest. Returns what to tell the person who waits."""
     with _as_scenario_error():
         target.settle()
     os.mkdir(job.directory)
-    before = processes.usage(target.pid) if target.pid is not None else None
-    if scenario == LAG:
-        assert target.ask is not None
-        lag = _lag(target.name, target.ask, job, number)
-        results.lags.append(lag)
-        steps: list[Step] = []
-        said = f"sealed {lag.sealed_s:.2f} s, mirrored {lag.mirrored_s:.2f} s"
-    else:
-        steps = _in_child(job)
-        said = " ".join(f"{step.name}={step.seconds:.3f}" for step in steps)
-    after = processes.usage(target.pid) if target.pid is not None else None
+    pid = target.pid
+    before = processes.usage(pid) if pid is not None else None
+    began = time.perf_counter()
+    failed = ""
+    steps: list[Step] = []
+    try:
+        if job.scenario in SPECIALS:
+            with _as_scenario_error():
+                stage = Stage(results, target, job, number, _in_child)
+                steps = SPECIALS[job.scenario].run(stage)
+        else:
+            steps = _in_child(job)
+    except HangError:
+        raise
+    except ScenarioError as exc:
+        failed = str(exc)
+        results.failed[f"{target.name} {job.scenario}"] = failed
+    took_s = time.perf_counter() - began
+    # One that was mounted anew has another daemon.
+    after = processes.usage(pid) if pid is not None and pid == target.pid else None
     cpu_s = children_s = None
     if before is not None and after is not None:
         cpu_s = after.cpu_s - before.cpu_s
         children_s = after.children_cpu_s - before.children_cpu_s
-    results.turns.append(Turn(number, target.name, scenario, steps, cpu_s, children_s))
+    if not failed:
+        results.turns.append(Turn(number, target.name, job.scenario, steps, cpu_s, children_s))
     shutil.rmtree(job.directory)
     with _as_scenario_error():
         target.settle()
-    return said
+    if failed:
+        return f"failed: {failed}"
+    said = " ".join(f"{step.name}={step.seconds:.3f}" for step in steps)
+    return said or f"took {took_s:.1f} s"
 
 
 def _leave_out(results: Results, name: str, reason: str, say: Say) -> None:
@@ -182,7 +218,7 @@ def _leave_out(results: Results, name: str, reason: str, say: Say) -> None:
 
 def _in_child(job: Job) -> list[Step]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.workloads"],
+        [sys.executable, "-m", "bench.child"],
         cwd=HERE,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -192,67 +228,20 @@ def _in_child(job: Job) -> list[Step]:
     try:
         out, err = process.communicate(job.dumps(), timeout=SCENARIO_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise ScenarioError(f"no end after {SCENARIO_TIMEOUT_S:g} s") from None
+        raise HangError(f"no end after {SCENARIO_TIMEOUT_S:g} s") from None
     finally:
         if process.poll() is None:
-            # Not waited for: a process inside a hung mount ends when the mount is taken away.
             process.kill()
+            # Not for ever: inside a hung mount it ends when the mount is taken away.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KILLED_TIMEOUT_S)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
     if process.returncode != 0:
         raise ScenarioError(err.strip().rpartition("\n")[2] or f"status {process.returncode}")
     return [Step(**step) for step in json.loads(out)]
-
-
-def _lag(name: str, ask: Ask, job: Job, number: int) -> Lag:
-    """Burst, then `sync`; another connection watches when the head of that moment is sealed."""
-    with _as_scenario_error():
-        before = ask("status")["requests"]
-        (burst,) = _in_child(job)
-        head = ask("status")["generation"]["head"]
-        began = time.perf_counter()
-        sync = _Asking(ask, "sync")
-        sealed: tuple[float, dict[str, int]] | None = None
-        while sealed is None:
-            finished = not sync.is_alive()
-            status = ask("status")
-            if status["generation"]["sealed"] >= head:
-                sealed = (time.perf_counter() - began, status["requests"])
-            elif finished or time.perf_counter() - began > LAG_TIMEOUT_S:
-                break
-            else:
-                time.sleep(LAG_POLL_S)
-        ended = sync.wait()
-        after = ask("status")
-    if sealed is None or after["generation"]["mirrored"] < head:
-        raise ScenarioError(f"sync ended, but the burst is not in the bucket: {after}")
-    sealed_requests = _difference(sealed[1], before)
-    requests = _difference(after["requests"], before)
-    return Lag(number, name, burst.seconds, sealed[0], ended - began, sealed_requests, requests)
-
-
-class _Asking(threading.Thread):
-    """One command in a thread of its own."""
-
-    def __init__(self, ask: Ask, command: str) -> None:
-        super().__init__(daemon=True)
-        self._ask = ask
-        self._command = command
-        self._ended = 0.0
-        self._error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._ask(self._command)
-        except Exception as exc:
-            self._error = exc
-        self._ended = time.perf_counter()
-
-    def wait(self) -> float:
-        """When it ended (perf_counter seconds). Raises what the command raised."""
-        self.join()
-        if self._error is not None:
-            raise self._error
-        return self._ended
 
 
 @contextlib.contextmanager
@@ -262,11 +251,6 @@ def _as_scenario_error() -> Iterator[None]:
         yield
     except S3wsError as exc:
         raise ScenarioError(str(exc).strip()) from exc
-
-
-def _difference(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
-    found = {kind: count - before.get(kind, 0) for kind, count in after.items()}
-    return {kind: count for kind, count in found.items() if count}
 
 
 def machine(base: Path) -> dict[str, str]:

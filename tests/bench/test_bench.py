@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from bench import __main__ as command
-from bench import nullfs, report, runner
+from bench import nullfs, programs, report, runner
+from bench.ground import Ground, ScenarioError, UnavailableError
 from bench.processes import is_mounted, usage
-from bench.targets import TARGETS, UnavailableError
-from bench.workloads import SCENARIOS, STEPS, TINY, Job, Stopwatch, small
+from bench.results import Options
+from bench.targets import TARGETS
+from bench.workloads import SCENARIOS, STEPS, TINY, Job, Step, Stopwatch, small
 from s3ws_fs.fuse import translate
 
 needs_fuse = pytest.mark.skipif(
@@ -40,15 +43,16 @@ def test_a_tiny_run_measures_every_step_and_leaves_nothing(
     found = json.loads(figures.read_text())
     assert found["left_out"] == {}
     assert {turn["round"] for turn in found["turns"]} == {0, 1}
-    assert {step["name"] for turn in found["turns"] for step in turn["steps"]} == set(STEPS)
+    measured = {step["name"] for turn in found["turns"] for step in turn["steps"]}
+    assert {"create", "clone", "untar", "seq_write", "rand_write", "sqlite_wal"} <= measured
     assert tables.read_text() == capsys.readouterr().out
-    for info in STEPS.values():
-        assert info.title.split("{")[0] in tables.read_text()
+    for name in measured:
+        assert STEPS[name].title.split("{")[0] in tables.read_text()
 
 
 @needs_fuse
 def test_the_null_filesystem_passes_the_checks_of_every_scenario(tmp_path: Path) -> None:
-    options = runner.Options(TINY, 1, 7, ["native", "null"], tuple(SCENARIOS), tmp_path)
+    options = Options(TINY, 1, 7, ["native", "null"], tuple(SCENARIOS), tmp_path)
     said: list[str] = []
 
     results = runner.run(options, said.append)
@@ -64,7 +68,7 @@ def test_the_null_filesystem_passes_the_checks_of_every_scenario(tmp_path: Path)
 @needs_fuse
 def test_the_null_filesystem_is_gone_after_an_error(tmp_path: Path) -> None:
     pid = 0
-    with pytest.raises(ZeroDivisionError), TARGETS["null"](tmp_path) as target:
+    with pytest.raises(ZeroDivisionError), TARGETS["null"](Ground(tmp_path)) as target:
         assert is_mounted(target.directory)
         assert target.pid is not None
         pid = target.pid
@@ -84,23 +88,94 @@ def test_wrong_bytes_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_target_that_is_not_to_be_had_is_left_out_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(_base: Path) -> object:
+    def missing(_ground: Ground) -> object:
         raise UnavailableError("there is none here")
 
     monkeypatch.setitem(TARGETS, "null", missing)
-    options = runner.Options(TINY, 1, 7, ["native", "null"], ["small"], tmp_path)
+    options = Options(TINY, 1, 7, ["native", "null"], ["small"], tmp_path)
     results = runner.run(options, lambda _: None)
     assert results.left_out == {"null": "there is none here"}
     assert "null was left out: there is none here" in report.markdown(results)
 
 
-def test_ratios_are_taken_within_a_round() -> None:
-    step = {
-        "ours-s3": {0: (2.0, 1.0), 1: (20.0, 1.0), 2: (3.0, 1.0)},
-        "null": {0: (1.0, 1.0), 1: (10.0, 1.0), 2: (1.0, 1.0)},
-    }
-    assert report.ratio(step, "ours-s3", "null") == 2.0
-    assert report.ratio(step, "ours-s3", "native") is None
+def test_a_scenario_that_fails_is_not_tried_again_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tried = runner._in_child, []
+
+    def child(job: Job) -> list[Step]:
+        tried.append(job.scenario)
+        if job.scenario == "tar":
+            raise ScenarioError("wrong bytes")
+        return real(job)
+
+    monkeypatch.setattr(runner, "_in_child", child)
+    options = Options(TINY, 2, 7, ["native"], ["tar", "sqlite"], tmp_path)
+    kept: list[int] = []
+    results = runner.run(options, lambda _: None, lambda so_far: kept.append(len(so_far.turns)))
+    assert kept == [0, 1, 2]
+    assert tried == ["tar", "sqlite", "sqlite"]
+    assert results.failed == {"native tar": "wrong bytes"}
+    assert results.left_out == {}
+    assert {turn.scenario for turn in results.turns} == {"sqlite"}
+    assert "native tar failed: wrong bytes" in report.markdown(results)
+    assert command.failures(results) == ["native tar"]
+
+
+def test_a_target_that_hangs_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def child(_job: Job) -> list[Step]:
+        raise runner.HangError("no end after 600 s")
+
+    monkeypatch.setattr(runner, "_in_child", child)
+    options = Options(TINY, 2, 7, ["native"], ["tar", "sqlite"], tmp_path)
+    results = runner.run(options, lambda _: None)
+    assert results.left_out == {"native": "tar: no end after 600 s"}
+    assert results.turns == []
+
+
+def test_a_child_that_does_not_end_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Far too little even for the interpreter to start.
+    monkeypatch.setattr(runner, "SCENARIO_TIMEOUT_S", 0.001)
+    with pytest.raises(runner.HangError):
+        runner._in_child(Job("small", str(tmp_path), str(tmp_path), 7, TINY))
+
+
+def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="FileNotFoundError"):
+        runner._in_child(Job("large_change", str(tmp_path), str(tmp_path), 7, TINY))
+
+
+def test_a_program_that_is_missing_takes_its_scenario_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    options = Options(TINY, 1, 7, ["native"], ["npm", "fio"], tmp_path)
+    results = runner.run(options, lambda _: None)
+    assert results.turns == []
+    assert results.not_run == {"npm": "npm is not installed", "fio": "fio is not installed"}
+    assert "fio was not run: fio is not installed" in report.markdown(results)
+
+
+@pytest.mark.parametrize("scenario", ["pip", "npm", "fio"])
+def test_installers_and_fio_run_offline_and_are_checked(scenario: str, tmp_path: Path) -> None:
+    reason = programs.missing(scenario)
+    if reason is not None:
+        pytest.skip(reason)
+    results = runner.run(Options(TINY, 1, 7, ["native"], [scenario], tmp_path), lambda _: None)
+    assert (results.failed, results.left_out) == ({}, {})
+    (turn,) = results.turns
+    assert [step.name for step in turn.steps] == [scenario]
+    assert turn.steps[0].seconds > 0
+
+
+def test_growth_counts_what_is_there(tmp_path: Path) -> None:
+    results = runner.run(Options(TINY, 2, 7, ["native"], ["growth"], tmp_path), lambda _: None)
+    assert [(each.target, each.files) for each in results.growths] == [
+        ("native", files) for files in TINY.growth
+    ]
+    assert all(each.list_per_s > 0 and each.flush_s is None for each in results.growths)
 
 
 def test_the_floor_has_the_kernel_options_of_our_mount() -> None:

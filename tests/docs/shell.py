@@ -28,6 +28,8 @@ NOT_RUN: Final = {
     r"mount -t s3ws|umount": "needs links in /sbin; done in a namespace by tests/integrations",
     r"make bench": "takes minutes; tests/bench runs the same program",
     r"\S*python -m bench(?! --help)": "takes minutes; tests/bench runs the same program",
+    r"scripts/peers": "fetches programs that nothing here needs; tests/bench runs those "
+    "that are installed",
     r"from openhands\.\S+ import": "needs the OpenHands SDK; tests/e2e/test_openhands.py runs such "
     "a program with it",
 }
