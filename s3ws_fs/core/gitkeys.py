@@ -52,6 +52,6 @@ def repository_of(key: str) -> bytes | None:
     text = key[len(GIT_PREFIX) : -len(BUNDLE_END)]
     try:
         path = b"" if text == _ROOT else b"/".join(unescape_name(p) for p in text.split("/"))
-        return path if bundle_key(path) == key else None
+        return path if bundle_key(path) == key and b"\0" not in path else None
     except ValueError:
         return None

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-from tests.fuzz import backups, codecs, notes, places
+from tests.fuzz import backups, bundles, codecs, notes, places
 from tests.fuzz.target import CASE_S_MAX, Target
 from tests.support.mounting import REPOSITORY
 
@@ -24,6 +24,8 @@ TARGETS: Final[tuple[Target, ...]] = (
     *codecs.TARGETS,
     *notes.TARGETS,
     *backups.TARGETS,
+    *bundles.TARGETS,
+    *bundles.PLACES,
     *places.TARGETS,
 )
 ROUND_S: Final = 5.0

@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.cli import render
 from s3ws_fs.control import registry
-from s3ws_fs.core import content, journal, jsontext, keys, layout
+from s3ws_fs.core import content, gitkeys, journal, jsontext, keys, layout
 from s3ws_fs.core.errors import CacheError, FormatError
 from s3ws_fs.core.records import InodeRec
 from s3ws_fs.replica import position
+from s3ws_fs.snapshot.git import bundle, manifest
 from s3ws_fs.transfer import wire
 from tests.core.test_journal import make_header
-from tests.fuzz import backups, codecs, notes, places
+from tests.fuzz import backups, bundles, codecs, notes, places
 from tests.fuzz.__main__ import in_a_process
 from tests.fuzz.target import FindingError, Target
 from tests.support import caches
@@ -40,7 +41,9 @@ DEEP = b"[" * 100_000
 
 
 @pytest.mark.parametrize(
-    "target", (*codecs.TARGETS, *notes.TARGETS, *backups.TARGETS), ids=lambda target: target.name
+    "target",
+    (*codecs.TARGETS, *notes.TARGETS, *backups.TARGETS, *bundles.TARGETS),
+    ids=lambda target: target.name,
 )
 def test_codecs(target: Target) -> None:
     @settings(max_examples=CASES)
@@ -55,12 +58,18 @@ def test_the_tar_that_is_changed_is_whole() -> None:
     backups.check_the_material()
 
 
+def test_the_repository_that_is_changed_is_whole() -> None:
+    bundles.check_the_material()
+
+
 def test_a_head_of_an_archive_that_says_less_than_nothing_follows() -> None:
     (target,) = (target for target in backups.TARGETS if target.name == "backup archives")
     assert target.case(39815474), "a tar whose size is negative was taken"
 
 
-@pytest.mark.parametrize("target", places.TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize(
+    "target", (*places.TARGETS, *bundles.PLACES), ids=lambda target: target.name
+)
 def test_places(target: Target) -> None:
     """In a process of its own, which a database that is wrong may end."""
     first = 1 if os.environ.get("CI") else random.SystemRandom().randrange(2**32)
@@ -248,6 +257,36 @@ def test_worker_frames_of_another_shape(message: dict[str, object]) -> None:
 )
 def test_worker_errors_of_another_shape(error: dict[str, object]) -> None:
     assert isinstance(wire.error_from(error), Exception)
+
+
+def test_a_key_with_a_nul_is_no_repositorys() -> None:
+    """`git restore --all` ended by a ValueError of the system's."""
+    assert gitkeys.repository_of("git/a%00.bundle") is None
+
+
+@pytest.mark.parametrize("name", ["", "x", "0" * 39, "\u0660" * 40, "G" * 40])
+def test_a_state_is_the_name_of_an_object(name: str) -> None:
+    head = f"# v2 git bundle\n{name} refs/s3ws/state\n\n".encode()
+    assert bundle.first_state(head) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "\x1b[31m"},
+        {"object_format": "md5"},
+        {"where": ["", "../x", ".git"]},
+        {"where": ["", "a\0b", ".git"]},
+        {"where": "abc"},
+        {"empty_dirs": "abc"},
+        {"left_out": ["ab"]},
+    ],
+)
+def test_manifests_of_another_shape(change: dict[str, object]) -> None:
+    """A kind went to the terminal as it was."""
+    manifest.decode(json.dumps(bundles.MANIFEST).encode(), "bundle")
+    with pytest.raises(FormatError, match="shape"):
+        manifest.decode(json.dumps({**bundles.MANIFEST, **change}).encode(), "bundle")
 
 
 def test_header_of_the_sample_is_one() -> None:

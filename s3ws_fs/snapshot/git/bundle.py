@@ -119,6 +119,7 @@ def first_state(head: bytes) -> str | None:
     """The state commit by the first bytes of a bundle; None when they do not tell."""
     for line in head.split(b"\n")[:4]:
         oid, _, name = line.partition(b" ")
-        if name.decode(errors="replace") == STATE_REF:
-            return oid.decode(errors="replace")
+        text = oid.decode(errors="replace")
+        if name.decode(errors="replace") == STATE_REF and _NAME.fullmatch(text):
+            return text
     return None

@@ -33,6 +33,7 @@ REPOSITORY: Final = "repository"
 SUBMODULE: Final = "submodule"
 WORKTREE: Final = "worktree"
 BARE: Final = "bare"
+KINDS: Final = (REPOSITORY, SUBMODULE, WORKTREE, BARE)
 
 _HEAD: Final = re.compile(rb"(ref:\s*refs/\S.*|[0-9a-f]{40}|[0-9a-f]{64})\s*", re.DOTALL)
 

@@ -25,6 +25,8 @@ from typing import Any, Final
 
 from s3ws_fs.core import jsontext
 from s3ws_fs.core.errors import FormatError
+from s3ws_fs.snapshot.git.find import KINDS
+from s3ws_fs.snapshot.git.objects import OBJECT_FORMATS
 
 FORMAT: Final = 1
 STATE_REF: Final = "refs/s3ws/state"
@@ -80,18 +82,20 @@ def decode(raw: bytes, where: str) -> Manifest:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise FormatError(where, "its manifest is of a format that is not known here")
     try:
-        place = [_bytes(path) for path in document["where"]]
+        place = [safe_path(path) if path != "" else b"" for path in _list(document["where"])]
         found = Manifest(
-            kind=_str(document["kind"]),
+            kind=_one_of(KINDS, document["kind"]),
             where=(place[0], place[1], place[2]),
-            object_format=_str(document["object_format"]),
+            object_format=_one_of(OBJECT_FORMATS, document["object_format"]),
             git={
                 safe_path(path): (_int(mode), _str(oid))
                 for path, (mode, oid) in document["git"].items()
             },
             modes={safe_path(path): _int(mode) for path, mode in document["modes"].items()},
-            empty_dirs=[safe_path(path) for path in document["empty_dirs"]],
-            left_out=[(_bytes(path), _str(why)) for path, why in document["left_out"]],
+            empty_dirs=[safe_path(path) for path in _list(document["empty_dirs"])],
+            left_out=[
+                (_bytes(path), _str(why)) for path, why in map(_list, _list(document["left_out"]))
+            ],
             left_out_count=_int(document["left_out_count"]),
             is_partial=document["is_partial"] is True,
             counts={_str(name): _int(n) for name, n in document["counts"].items()},
@@ -119,10 +123,22 @@ def _bytes(text: Any) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(value)
+    return value
+
+
 def _str(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
     return value
+
+
+def _one_of(known: tuple[str, ...], value: Any) -> str:
+    if value not in known:
+        raise ValueError(value)
+    return _str(value)
 
 
 def _int(value: Any) -> int:
