@@ -22,6 +22,7 @@ from s3ws_fs.cli.workspace import chosen, inside, workspace_flags
 from s3ws_fs.core.errors import ExitCode, FormatError, UserError
 from s3ws_fs.core.gitkeys import bundle_key
 from s3ws_fs.snapshot.git import getting, restoring, together
+from s3ws_fs.snapshot.git.find import BARE
 from s3ws_fs.snapshot.git.running import GitError
 from s3ws_fs.store.scoped import ScopedStore
 
@@ -160,8 +161,10 @@ def _restore_each(
     whole: bool,
     as_json: bool,
 ) -> dict[bytes, restoring.Restored]:
-    done = {}
+    done: dict[bytes, restoring.Restored] = {}
     for path in wanted:
+        if whole and together.leads_into_git(path, place):
+            raise FormatError("bundle", f"{path!a} is within another repository's git directory")
         with (
             report.progress(f"restore {report.safe_name(path) or '.'}", as_json=as_json) as say,
             tempfile.TemporaryDirectory(prefix="s3ws-git-") as scratch,
@@ -174,8 +177,9 @@ def _restore_each(
             say({"event": "progress", "phase": "restoring"})
             done[path] = restoring.restore(files, _place(path, place, whole), options)
     if whole:
+        bare = [path for path, item in done.items() if item.kind == BARE]
         for path, item in done.items():
-            together.join_up(item, _place(path, place, whole), place)
+            together.join_up(item, _place(path, place, whole), place, bare)
     return done
 
 

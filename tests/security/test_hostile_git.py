@@ -18,7 +18,7 @@ from typing import Final
 import pytest
 
 from s3ws_fs.core.errors import FormatError, UserError
-from s3ws_fs.snapshot.git import bundle, manifest, running
+from s3ws_fs.snapshot.git import bundle, manifest, running, together
 from s3ws_fs.snapshot.git.making import BROKEN, MADE, Made, make_bundles
 from s3ws_fs.snapshot.git.objects import EXECUTABLE, FILE, SYMLINK, TREE, ObjectWriter
 from s3ws_fs.snapshot.git.restoring import Options, restore
@@ -110,6 +110,111 @@ def test_no_program_of_a_repository_runs(workspace: Path, tmp_path: Path) -> Non
     assert {"core.fsmonitor", "include.path", "alias.status"} <= {
         name.lower() if not name.startswith("alias") else name for name in done.inert
     }
+
+
+CANARY_CONFIG: Final = """
+mkdir -p fake.git/hooks fake.git/refs; cd fake.git
+printf '[core]\\nrepositoryformatversion = 0\\nfsmonitor = touch {canary}; false\\n' >config
+printf '#!/bin/sh\\ntouch {canary}\\n' >hooks/pre-commit; chmod +x hooks/pre-commit; cd ..
+"""
+
+
+def test_no_other_directory_is_made_gits_own(workspace: Path, tmp_path: Path) -> None:
+    """A `commondir` in a repository's own directory: git took its configuration and hooks from a
+    directory of the work tree."""
+    canary = tmp_path / "canary"
+    script = CANARY_CONFIG.format(canary=canary)
+    top = evil(
+        workspace,
+        script + "cp -r .git/objects .git/refs fake.git/; echo ../fake.git >.git/commondir",
+    )
+    subprocess.run(["git", "-C", top, "status"], capture_output=True, check=False)
+    assert canary.exists(), "it does not bite"
+    canary.unlink()
+    made = bundles(workspace, tmp_path / "cache")[b"evil"]
+    assert made.outcome == MADE and made.file is not None, made.why
+    restored = tmp_path / "restored"
+    restore([made.file], restored, Options())
+    assert (restored / "fake.git" / "config").exists()
+    for words in ("status", "add -A", "commit -qm x"):
+        git_states.git(restored, *words.split())
+    assert not canary.exists()
+
+
+def test_a_linked_work_trees_own_configuration_is_none(workspace: Path, tmp_path: Path) -> None:
+    """It came as it was, with the repository that it is linked to."""
+    canary = tmp_path / "canary"
+    top = evil(
+        workspace,
+        "git config extensions.worktreeConfig true; git worktree add -q beside; "
+        f"git -C beside config --worktree core.fsmonitor 'touch {canary}; false'; "
+        "mkdir -p .git/worktrees/beside/modules/m; cp .git/config .git/worktrees/beside/modules/m",
+    )
+    git_states.git(top / "beside", "status")
+    assert canary.exists(), "it does not bite"
+    canary.unlink()
+    made = bundles(workspace, tmp_path / "cache")
+    target = tmp_path / "restored"
+    done = {}
+    for path in (b"evil", b"evil/beside"):
+        file = made[path].file
+        assert file is not None
+        done[path] = restore([file], target / path.decode(), Options())
+    for path, item in done.items():
+        assert together.join_up(item, target / path.decode(), target) == (item.kind == "worktree")
+    for words in ("status", "add -A", "commit --allow-empty -qm x"):
+        git_states.git(target / "evil" / "beside", *words.split())
+    assert not canary.exists()
+    admin = target / "evil" / ".git" / "worktrees" / "beside"
+    assert (admin / "config.worktree.original").exists()
+    assert not (admin / "modules").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        ("submodule", (b"sub", b".git/hooks", b".git/hooks")),
+        ("submodule", (b"sub", b".git/hooks/x/modules/y", b".git/hooks/x/modules/y")),
+        ("worktree", (b"sub", b"fake.git/worktrees/x", b"fake.git")),
+        ("worktree", (b"sub", b"fake.git", b".git")),
+    ],
+)
+def test_a_repository_is_joined_to_nothing_but_a_git_directory(
+    kind: str, where: tuple[bytes, bytes, bytes], forge: Forge, tmp_path: Path
+) -> None:
+    """A submodule became another one's hooks; a linked work tree's git was files of a work tree."""
+    top = tmp_path / "top"
+    restore([forge.bundle()], top, Options())
+    for name in ("objects/pack", "worktrees/x"):
+        (top / "fake.git" / name).mkdir(parents=True)
+    for name in ("HEAD", "worktrees/x/HEAD"):
+        (top / "fake.git" / name).write_text("ref: refs/heads/main\n")
+    before = set(top.rglob("*"))
+    forge.file.unlink()
+    hook = {b"pre-commit": (0o755, b"#!/bin/sh\n")}
+    done = restore([forge.bundle(git=hook, kind=kind, where=where)], top / "sub", Options())
+    assert not together.join_up(done, top / "sub", top)
+    assert (top / "sub" / ".git").is_dir()
+    assert {path for path in top.rglob("*") if "sub" not in path.parts} == before
+
+
+@pytest.mark.parametrize(
+    ("path", "leads"),
+    [
+        (b".git/hooks", True),
+        (b".git/modules/a", False),
+        (b".git/modules/a/modules/b", False),
+        (b".git/modules/a/hooks", True),
+        (b"bare.git/hooks", True),
+        (b"deep/nested", False),
+        (b"", False),
+    ],
+)
+def test_no_repository_is_restored_into_anothers(path: bytes, leads: bool, tmp_path: Path) -> None:
+    for place in (".git", ".git/modules/a", "bare.git"):
+        (tmp_path / place / "objects").mkdir(parents=True)
+        (tmp_path / place / "HEAD").touch()
+    assert together.leads_into_git(path, tmp_path) == leads
 
 
 def test_what_a_person_asks_for_is_restored(workspace: Path, tmp_path: Path) -> None:
@@ -295,10 +400,12 @@ class Forge:
         tree: list[tuple[int, bytes, str]] | None = None,
         modes: dict[bytes, int] | None = None,
         raw: bytes | None = None,
+        kind: str = "repository",
+        where: tuple[bytes, bytes, bytes] = (b"", b".git", b".git"),
     ) -> Path:
         """A bundle with these files of git's own, this work tree, or this manifest."""
         own = {b"HEAD": (0o644, b"ref: refs/heads/main\n"), **(git or {})}
-        said = manifest.Manifest("repository", (b"", b".git", b".git"), "sha1", modes=modes or {})
+        said = manifest.Manifest(kind, where, "sha1", modes=modes or {})
         said.git = {name: (mode, self.writer.data(data)) for name, (mode, data) in own.items()}
         blobs = {oid for _, oid in said.git.values()}
         state = self.writer.commit(

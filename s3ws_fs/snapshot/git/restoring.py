@@ -7,6 +7,8 @@ Invariants
    nothing. A place that exists and is no empty directory is refused.
 3. Names from the bundle lead nowhere else: they are checked, files are made new, and symbolic links
    come after all other files, so that none is ever followed.
+4. git has one directory to read: no file of the bundle names another (`commondir`), and no
+   configuration comes in but through config.py, that of a linked work tree included.
 
 Called by cli.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -33,9 +36,15 @@ from s3ws_fs.snapshot.git.running import Git
 
 HOOKS: Final = b"hooks"
 HOOKS_ASIDE: Final = b"hooks.restored"
-CONFIGS: Final = (b"config", b"config.worktree")
 CONFIG_ASIDE: Final = b".original"
-_NEVER: Final = (b"objects", b"modules", b"alternates")
+_NEVER: Final = re.compile(
+    rb"(objects|modules|alternates|commondir|worktrees/[^/]+/(modules|objects))(/.*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_CONFIG: Final = re.compile(
+    rb"config(\.worktree)?|worktrees/[^/]+/config\.worktree", re.IGNORECASE | re.DOTALL
+)
+_LINKED: Final = re.compile(rb"worktrees/[^/]+/(gitdir|commondir)", re.IGNORECASE | re.DOTALL)
 BLOB_BYTES_MAX: Final = 1 << 30
 
 
@@ -126,7 +135,7 @@ class _Restoring:
                 self._unpack(file, header)
             self._blobs = _Blobs(self._git)
             try:
-                return self._build(state, store)
+                return self._build(state, newest.object_format, store)
             finally:
                 self._blobs.close()
 
@@ -138,9 +147,11 @@ class _Restoring:
                 words.append("--fix-thin")
             self._git.run(*words, stdin=source, writes_objects=True)
 
-    def _build(self, state: str, store: Path) -> Restored:
+    def _build(self, state: str, object_format: str, store: Path) -> Restored:
         raw = self._blobs.read(f"{state}:manifest.json", MANIFEST_BYTES_MAX)
         manifest = decode(raw, "bundle")
+        if manifest.object_format != object_format:
+            raise FormatError("bundle", "its header and its manifest name two object formats")
         done = Restored(
             manifest.where,
             manifest.kind,
@@ -148,11 +159,15 @@ class _Restoring:
             left_out=manifest.left_out,
             left_out_count=manifest.left_out_count,
         )
+        is_bare = manifest.kind == BARE
+        # Before anything of the bundle stands in the directory that git looks at.
+        words = ("ls-tree", "-r", "-z", "--full-tree", f"{state}:worktree")
+        listed = b"" if is_bare else self._git.run(*words)
         self._git_files(manifest, store, done)
-        if manifest.kind == BARE:
+        if is_bare:
             self._flatten(store)
         else:
-            done.files = self._work_files(manifest, state)
+            done.files = self._work_files(manifest, listed)
         return done
 
     # --- git's own files -------------------------------------------------------------------
@@ -165,21 +180,22 @@ class _Restoring:
         (store / "refs").mkdir()
         maker = _Maker(store)
         for path, (mode, oid) in sorted(manifest.git.items()):
-            top = path.split(b"/")[0]
-            if top in _NEVER:
+            if _NEVER.fullmatch(path):
                 continue
             content = self._blobs.read(oid, BLOB_BYTES_MAX)
             place = path
-            if path in CONFIGS and not self._options.with_config:
+            linked = _LINKED.fullmatch(path)
+            if _CONFIG.fullmatch(path) and not self._options.with_config:
                 self._config(path, content, manifest, maker, done)
                 place = path + CONFIG_ASIDE
-            elif top == HOOKS and not self._options.with_hooks:
+            elif path.split(b"/")[0].lower() == HOOKS and not self._options.with_hooks:
                 place = HOOKS_ASIDE + path[len(HOOKS) :]
                 if not path.endswith(b".sample"):
                     done.inert.append(os.fsdecode(path))
-            elif path.startswith(b"worktrees/") and path.endswith(b"/gitdir"):
+            elif linked is not None:
                 # The other work tree is elsewhere, if it is at all: nothing here may reach it.
-                content = b"not-restored/.git\n"
+                is_gitdir = linked[1].lower() == b"gitdir"
+                content = b"not-restored/.git\n" if is_gitdir else b"../..\n"
             maker.file(place, content, mode)
             done.git_files += 1
         if not (store / "config").exists():
@@ -235,12 +251,11 @@ class _Restoring:
 
     # --- the work tree ---------------------------------------------------------------------
 
-    def _work_files(self, manifest: Manifest, state: str) -> int:
+    def _work_files(self, manifest: Manifest, listed: bytes) -> int:
         maker = _Maker(self._top)
         links: list[tuple[bytes, str]] = []
         count = 0
-        out = self._git.run("ls-tree", "-r", "-z", "--full-tree", f"{state}:worktree")
-        for item in out.split(b"\0"):
+        for item in listed.split(b"\0"):
             if not item:
                 continue
             head, _, path = item.partition(b"\t")
