@@ -264,6 +264,11 @@ def test_a_key_with_a_nul_is_no_repositorys() -> None:
     assert gitkeys.repository_of("git/a%00.bundle") is None
 
 
+def test_a_remotes_name_with_a_tab_stays_what_it_is() -> None:
+    """It came back with a `t` in it."""
+    bundles.run_config(b'[remote "a\tb"]\n\turl = "https://example.org/\tx"\n')
+
+
 @pytest.mark.parametrize("name", ["", "x", "0" * 39, "\u0660" * 40, "G" * 40])
 def test_a_state_is_the_name_of_an_object(name: str) -> None:
     head = f"# v2 git bundle\n{name} refs/s3ws/state\n\n".encode()

@@ -53,11 +53,12 @@ def render(settings: list[tuple[str, str]]) -> str:
     for name, value in settings:
         section, _, rest = name.partition(".")
         sub, dot, key = rest.rpartition(".")
-        lines.append(f'[{section} "{_escape(sub)}"]' if dot else f"[{section}]")
-        lines.append(f'\t{key} = "{_escape(value)}"')
+        lines.append(f'[{section} "{_quoted(sub)}"]' if dot else f"[{section}]")
+        # A subsection knows no letters for control characters, and no line's end.
+        text = _quoted(value).replace("\n", "\\n").replace("\t", "\\t").replace("\0", "")
+        lines.append(f'\t{key} = "{text}"')
     return "".join(f"{line}\n" for line in lines)
 
 
-def _escape(text: str) -> str:
-    text = text.replace("\\", "\\\\").replace('"', '\\"')
-    return text.replace("\n", "\\n").replace("\t", "\\t").replace("\0", "")
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
