@@ -52,6 +52,8 @@ COMMIT_PAGES_BYTES: Final = 12 * 4096
 for creating and writing small files (copies of the tree's path to each record it touches)."""
 
 SPOOL_DIR: Final = "spool"
+LOCK_TRIES_MAX: Final = 3
+"""How often the directory may be removed by others while its lock is being taken."""
 _META_RESTORED: Final = b"restored"
 _META_MIRROR_KNOWN: Final = b"mirror_known"
 
@@ -343,8 +345,7 @@ def open_cache(
     silently used or deleted. `may_renew`: see recovery.recover.
     """
     boot = syncpoint.current_boot_id() if boot_id is None else boot_id
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock_fd = lock(directory)
+    lock_fd = _locked(directory)
     try:
         check_identity(directory, asdict(identity))
         recovered = recovery.recover(directory, boot, now_ns(), may_renew=may_renew)
@@ -383,6 +384,18 @@ def open_cache(
         raise
     failpoints.hit(failpoints.OPEN_AFTER)
     return cache
+
+
+def _locked(directory: Path) -> int:
+    """The lock of a directory, which is made when there is none."""
+    for last in (*[False] * (LOCK_TRIES_MAX - 1), True):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            return lock(directory)
+        except FileNotFoundError:
+            if last:
+                raise
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 def _doubt_mirror(data_dir: Path, map_size: int) -> None:

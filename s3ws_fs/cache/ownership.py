@@ -10,6 +10,7 @@ Called by cache.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -26,8 +27,12 @@ IDENTITY_FILE: Final = "identity.json"
 
 
 def lock(directory: Path) -> int:
-    """Take the lock; returns its descriptor. Raises CacheError when another daemon has it."""
-    fd = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Take the lock; returns its descriptor.
+
+    Raises CacheError when another daemon has it, FileNotFoundError when the directory just goes.
+    """
+    path = directory / LOCK_FILE
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -38,6 +43,14 @@ def lock(directory: Path) -> int:
             remedy="This workspace is mounted already on this host: see `s3ws status`.",
             exit_code=ExitCode.ALREADY_MOUNTED,
         ) from None
+    try:
+        is_there = path.stat().st_ino == os.fstat(fd).st_ino
+    except OSError:
+        is_there = False
+    if not is_there:
+        # Whoever removed the directory had the lock until now.
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "the cache was removed just now", str(directory))
     # Never cut off: on a full disk its block would not come back. It only tells a person.
     with contextlib.suppress(OSError):
         os.pwrite(fd, f"{os.getpid()}\n".encode().ljust(LOCK_BYTES), 0)

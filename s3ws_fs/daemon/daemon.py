@@ -42,7 +42,7 @@ from s3ws_fs.control.servicemanager import ServiceManager
 from s3ws_fs.core.clock import CLOCK_REALTIME_COARSE, Clock
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, FormatError, FsError, UserError
-from s3ws_fs.daemon import logs
+from s3ws_fs.daemon import logs, points
 from s3ws_fs.daemon.commands import Commands, Event, Followers, Outcome
 from s3ws_fs.daemon.ending import Ending
 from s3ws_fs.daemon.held import HolderLine
@@ -143,6 +143,8 @@ class Daemon:
 
     async def _with_cache(self) -> Outcome:
         config = self.config
+        if not self._took_over:
+            points.remove_left(config)
         cache = open_cache(
             Path(config.workspace_cache_dir),
             identity(config),
@@ -164,9 +166,12 @@ class Daemon:
             holder_pid=None if self.line is None else self.line.pid,
         )
         registry.write(config.runtime_dir, info)
+        is_over = False
         try:
             outcome = await self._with_services(cache)
+            is_over = outcome.exit_code is ExitCode.OK
         except UserError:
+            is_over = not self._took_over
             if before is None:
                 registry.remove(config.runtime_dir, config.mountpoint, pid=info.pid)
             else:
@@ -175,7 +180,9 @@ class Daemon:
         finally:
             self.parts = None
             _close(cache)
-        if outcome.exit_code is ExitCode.OK:
+            if is_over:
+                points.remove_own(config)
+        if is_over:
             registry.remove(config.runtime_dir, config.mountpoint, pid=info.pid)
         return outcome
 

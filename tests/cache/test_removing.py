@@ -1,12 +1,19 @@
-"""Caches of a deleted workspace: only its own, only when nobody has them open."""
+"""Caches that nobody needs: only those of their workspace, only when nobody has them open."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import time
 from pathlib import Path
 
+import pytest
+
+from s3ws_fs.cache import cache as caching
 from s3ws_fs.cache.cache import Identity, open_cache
-from s3ws_fs.cache.removing import caches_of, remove_cache
+from s3ws_fs.cache.removing import caches_of, other_points, remove_cache
+from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
 
 PREFIX = "conversations/u/c/workspace/"
 
@@ -29,10 +36,10 @@ def test_the_writers_and_those_of_read_only_mounts_are_found(tmp_path: Path) -> 
 def test_it_goes_with_its_log(tmp_path: Path) -> None:
     own = tmp_path / "c"
     make(own)
-    log = tmp_path / "c.log"
-    log.write_text("paths")
+    for name in ("c.log", "c.log.1"):
+        (tmp_path / name).write_text("paths")
     assert remove_cache(own, PREFIX) == ""
-    assert not own.exists() and not log.exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_its_own_stays(tmp_path: Path) -> None:
@@ -53,3 +60,66 @@ def test_one_in_use_stays(tmp_path: Path) -> None:
         assert "in use by the daemon" in remove_cache(own, PREFIX)
         assert (own / "data" / "data.mdb").exists()
     assert remove_cache(own, PREFIX) == ""
+
+
+def test_the_caches_of_other_points(tmp_path: Path) -> None:
+    config = MountConfig(
+        mountpoint="/m",
+        workspace=WorkspaceId("u", "c-ro-1-abcdef01", "conversations/"),
+        store=StoreConfig(type="local", path="/s"),
+        cache_dir=str(tmp_path),
+        runtime_dir="/r",
+        read_only=True,
+        at_number=12,
+        at_hash="0123456789abcdef" * 2,
+        at_ref="#12",
+    )
+    own = Path(config.workspace_cache_dir)
+    base = own.name.removesuffix("-ro-12-01234567")
+    assert base != own.name
+    others = [f"{base}-ro-12-76543210", f"{base}-ro-7-01234567"]
+    for name in (
+        own.name,
+        base,
+        f"{base}-ro",
+        f"{base}-ro-7-abcd",
+        f"x{base}-ro-7-01234567",
+        *others,
+    ):
+        make(tmp_path / name)
+    assert [path.name for path in other_points(own)] == others
+
+
+def test_a_cache_that_is_removed_while_it_is_opened_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "c"
+    make(own)
+    take = fcntl.flock
+    gone: list[int] = []
+
+    def flock(fd: int, how: int) -> None:
+        if not gone:
+            gone.append(fd)
+            shutil.rmtree(own)
+        take(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    make(own)
+    assert gone and (own / "data" / "data.mdb").exists()
+
+
+def test_one_that_is_removed_again_and_again_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, tries, before = tmp_path / "c", [], set(os.listdir("/proc/self/fd"))
+
+    def flock(fd: int, how: int) -> None:
+        tries.append(fd)
+        shutil.rmtree(own)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(FileNotFoundError, match="removed just now"):
+        make(own)
+    assert len(tries) == caching.LOCK_TRIES_MAX
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -85,6 +85,61 @@ def test_two_points_and_the_writer_side_by_side_on_one_host(writer: Host, tmp_pa
         assert writer.json("status", one)["point"]["number"] == 1
     finally:
         writer.s3ws("umount", one, two)
+    # What nobody looks at any more keeps no cache, and no log.
+    assert caches_of_points(writer) == []
+
+
+@only_local
+def test_a_cache_of_a_killed_mount_goes_with_the_next(writer: Host, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for text in ("first", "second", "third"):
+        (writer.mountpoint / "f").write_text(text)
+        writer.sync()
+    writer.s3ws("mount", one, "--at", "#1")
+    writer.s3ws("mount", two, "--at", "#2")
+    (left,) = (path for path in caches_of_points(writer) if "-ro-1-" in path.name and path.is_dir())
+    status = writer.json("status", one)
+    for pid in (status["holder"]["pid"], status["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{status['pid']}/fd").exists() or is_zombie(status["pid"]))
+    three = tmp_path / "three"
+    writer.s3ws("mount", three, "--at", "#3")
+    try:
+        assert not left.exists()
+        # The one beside it, which lives, keeps its own.
+        assert (two / "f").read_text() == "second"
+        assert [path.name[-13:-9] for path in caches_of_points(writer) if path.is_dir()] == [
+            "ro-2", "ro-3",
+        ]  # fmt: skip
+    finally:
+        writer.s3ws("umount", two, three)
+        writer.s3ws("umount", one, ok=None)
+    assert caches_of_points(writer) == []
+
+
+@only_local
+def test_a_mount_that_never_came_to_be_leaves_no_cache(writer: Host, tmp_path: Path) -> None:
+    (writer.mountpoint / "f").write_bytes(os.urandom(1 << 10))
+    writer.sync()
+    store = Path(writer.settings["WORKSPACE_STORAGE_PATH"])
+    (segment,) = store.rglob("journal/seg/*1")
+    raw = bytearray(segment.read_bytes())
+    raw[-20] ^= 1
+    segment.write_bytes(raw)
+    done = writer.s3ws("mount", tmp_path / "one", "--at", "#1", ok=None)
+    assert "journal/seg/" in done.stderr
+    assert done.returncode == ExitCode.STORE
+    assert caches_of_points(writer) == []
+
+
+def caches_of_points(host: Host) -> list[Path]:
+    """What stands in its cache directory for points: caches and logs."""
+    return sorted(path for path in host.cache.iterdir() if "-ro-" in path.name)
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether a process is over, and not buried."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
 
 
 @only_local
