@@ -9,12 +9,16 @@ Invariants
 5. The row of a directory that moved goes before anything below is touched. A pass that is cut off
    leaves some objects at the old place and some at the new; when the directory is then moved back,
    a row of its old place would say that nothing happened.
+6. A store that refuses everything is not asked for everything. Where REFUSED_ROW_MAX in a row are
+   refused, the pass goes on from another place, REFUSED_PLACES_MAX in all, and then ends. The place
+   is another one each time, so that what may be written comes to be, wherever it stands.
 
 Called by worker. How one object is written safely: objects.py.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -25,6 +29,7 @@ from typing import Final, TypeVar
 from s3ws_fs.core import failpoints
 from s3ws_fs.core.errors import (
     ConflictError,
+    PermanentError,
     S3wsError,
     TransientError,
 )
@@ -44,6 +49,11 @@ DELETE_BATCH: Final = 200
 """Objects deleted at once: for so many a stop waits at most."""
 TRANSIENT_STOP: Final = 8
 """So many transient failures end a pass: the store is down, trying the rest is pointless."""
+
+REFUSED_ROW_MAX: Final = 32
+"""So many objects in a row that the store refuses (a right that is missing) are enough of them."""
+REFUSED_PLACES_MAX: Final = 4
+"""At so many places of the plan is this tried before the pass ends."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -74,6 +84,8 @@ class Outcome:
     stale_inos: set[int] = field(default_factory=set)
     error: Exception | None = None
     transient: int = 0
+    refused_row: int = 0
+    """Refused objects since the last one that was not."""
     is_uncertain: bool = False
     """Objects may stand that no row knows, ours or not: a listing has to tell."""
     stopped: bool = False
@@ -97,6 +109,7 @@ class MirrorPass:
     ) -> None:
         self._store = store
         self._todo = frozen.todo
+        self._flush_id = frozen.flush_id
         self._objects = MirrorObjects(
             store, source, frozen, workspace=workspace, directory=directory
         )
@@ -116,8 +129,7 @@ class MirrorPass:
         self._forget_dirs()
         outcome.stopped = not self._delete(plan.early)
         if not outcome.stopped:
-            self._run_ops(plan.ops)
-            outcome.stopped = self._stopped()
+            outcome.stopped = not self._places(plan.ops, self._run_ops) or self._stopped()
         if not outcome.stopped:
             # Invariant 3.
             late = [row for row in plan.late if row.ino not in outcome.failed_inos]
@@ -158,6 +170,24 @@ class MirrorPass:
     def _stopped(self) -> bool:
         return self._is_asked_to_stop() or self.outcome.transient >= TRANSIENT_STOP
 
+    def _refused(self) -> bool:
+        """Whether there is nothing to be had here."""
+        return self._stopped() or self.outcome.refused_row >= REFUSED_ROW_MAX
+
+    def _places(self, items: Sequence[_T], work: Callable[[Sequence[_T]], list[_T]]) -> bool:
+        """Do them, from another place on where many in a row are refused (invariant 6). `work`
+        returns those that it did not come to. False: ended early, and some are left."""
+        outcome = self.outcome
+        left = list(items)
+        for place in range(REFUSED_PLACES_MAX):
+            outcome.refused_row = 0
+            left = work(left)
+            if self._stopped() or not left:
+                return not left
+            at = zlib.crc32(f"{self._flush_id} {place}".encode()) % len(left)
+            left = left[at:] + left[:at]
+        return False
+
     def _flush(self, at_least: int) -> None:
         if len(self._batch) > at_least:
             self._report(self._batch)
@@ -188,25 +218,40 @@ class MirrorPass:
             # Perhaps only the answer was lost.
             outcome.is_uncertain = True
 
-    def _run_ops(self, ops: Sequence[Op]) -> None:
-        for op, done in _windowed(self._pool, self._objects.write, ops, self._stopped):
+    def _note_answer(self, exc: Exception | None) -> None:
+        if isinstance(exc, PermanentError):
+            self.outcome.refused_row += 1
+        elif not isinstance(exc, TransientError):
+            self.outcome.refused_row = 0
+
+    def _run_ops(self, ops: Sequence[Op]) -> list[Op]:
+        met = set()
+        for op, done in _windowed(self._pool, self._objects.write, ops, self._refused):
+            met.add(id(op))
+            error: Exception | None = None
             try:
                 row = done()
             except Exception as exc:
+                error = exc
                 self._fail(op.target.ino, op.target.path, exc, standing=op.row)
             else:
                 self.outcome.written += 1
                 self._batch.rows.append(row)
+            self._note_answer(error)
             self._flush(RESULTS_BATCH)
+        return [op for op in ops if id(op) not in met]
 
     def _delete(self, rows: Sequence[MirrorRow]) -> bool:
         """False: ended early, and some are left."""
+        return self._places(rows, self._delete_all)
+
+    def _delete_all(self, rows: Sequence[MirrorRow]) -> list[MirrorRow]:
         for at in range(0, len(rows), DELETE_BATCH):
-            if self._stopped():
-                return False
+            if self._refused():
+                return list(rows[at:])
             self._delete_some(rows[at : at + DELETE_BATCH])
             self._flush(0)
-        return True
+        return []
 
     def _delete_some(self, rows: Sequence[MirrorRow]) -> None:
         checked: list[MirrorRow] = []
@@ -218,6 +263,7 @@ class MirrorPass:
                 continue
             except (S3wsError, OSError) as exc:
                 self._fail(row.ino, row.path.decode(), exc)
+                self._note_answer(exc)
                 continue
             if found is None:
                 self._batch.removed.append(row.path)
@@ -234,6 +280,7 @@ class MirrorPass:
         except (S3wsError, OSError) as exc:
             for row in checked:
                 self._fail(row.ino, row.path.decode(), exc)
+                self._note_answer(exc)
             return
         failpoints.hit(failpoints.MIRROR_DELETE_AFTER)
         for failure in failures:
@@ -242,6 +289,9 @@ class MirrorPass:
                 self._was_replaced(row)
             else:
                 self._fail(row.ino, row.path.decode(), failure.error)
+                self._note_answer(failure.error)
+        if by_key:
+            self._note_answer(None)
         self._batch.removed += (row.path for row in by_key.values())
 
     def _was_replaced(self, row: MirrorRow) -> None:

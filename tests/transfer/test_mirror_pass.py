@@ -11,13 +11,23 @@ import pytest
 
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import layout
+from s3ws_fs.core.errors import PermanentError
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.store.memory import Fault, MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
+from s3ws_fs.transfer import mirror
 from s3ws_fs.transfer.fetch import ExtentSource
 from s3ws_fs.transfer.freeze import freeze
-from s3ws_fs.transfer.mirror import DELETE_BATCH, Batch, MirrorPass, Outcome
+from s3ws_fs.transfer.mirror import (
+    DELETE_BATCH,
+    REFUSED_PLACES_MAX,
+    REFUSED_ROW_MAX,
+    SUBMIT_WINDOW,
+    Batch,
+    MirrorPass,
+    Outcome,
+)
 from tests.support import caches
 from tests.transfer.conftest import CRED, write
 from tests.transfer.seals import WORKSPACE, ask
@@ -200,3 +210,96 @@ def test_a_renamed_file_whose_object_was_edited_outside_is_put(
     run()
     assert run().error is None
     assert standing(store) == {"old": b"theirs", "new": b"ours"}
+
+
+def test_a_store_that_refuses_everything_is_not_asked_for_everything(
+    fs: FileSystem, memory: MemoryStore, run: Run
+) -> None:
+    """A policy without the right to write files/ was asked once for each file, pass after pass."""
+    asked: list[str] = []
+
+    def refuse(op: str, key: str) -> Fault:
+        asked.append(key)
+        return Fault.PERMANENT if "files/" in key else Fault.NONE
+
+    for number in range(1000):
+        write(fs, b"%d" % number, b"x")
+    memory.fault = refuse
+    outcome = run()
+    assert outcome.stopped
+    assert isinstance(outcome.error, PermanentError)
+    # At each place those in a row, and what the pool had begun when the last of them came back.
+    assert len(asked) <= REFUSED_PLACES_MAX * (REFUSED_ROW_MAX + SUBMIT_WINDOW)
+    memory.fault = None
+    assert run().error is None
+
+
+@pytest.mark.parametrize(
+    ("refused", "ends"), [(REFUSED_ROW_MAX - 1, False), (REFUSED_ROW_MAX, True)]
+)
+def test_so_many_in_a_row_and_no_fewer(
+    refused: int, ends: bool, fs: FileSystem, memory: MemoryStore, run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(mirror, "REFUSED_PLACES_MAX", 1)
+    names = [f"{number:04}" for number in range(refused + 200)]
+    for name in names:
+        write(fs, name.encode(), b"x")
+    memory.fault = lambda _, key: (
+        Fault.PERMANENT if key.rpartition("/")[2] in names[:refused] else Fault.NONE
+    )
+    outcome = run()
+    assert outcome.stopped == ends
+    assert isinstance(outcome.error, PermanentError)
+    assert (outcome.written == 200) == (not ends)
+
+
+def test_what_is_not_refused_comes_to_be_all_the_same(
+    fs: FileSystem, memory: MemoryStore, store: ScopedStore, run: Run
+) -> None:
+    """One directory of many files may not be written: all others are, after some passes."""
+    denied = fs.mkdir(ROOT_INO, b"denied", 0o755, CRED).ino
+    for number in range(500):
+        name = b"%d" % number
+        write(fs, name, b"x")
+        fs.rename(ROOT_INO, name, denied, name)
+    for number in range(20):
+        write(fs, b"after-%d" % number, b"x")
+        write(fs, b"before-%d" % number, b"x")
+    memory.fault = lambda _, key: Fault.PERMANENT if "/denied/" in key else Fault.NONE
+    for _ in range(30):
+        run()
+        if len(standing(store)) == 40:
+            break
+    assert len(standing(store)) == 40
+    memory.fault = None
+    assert run().error is None
+    assert len(standing(store)) == 540
+
+
+def test_deletions_that_are_refused_end_as_well(
+    cache: Cache, fs: FileSystem, memory: MemoryStore, store: ScopedStore, run: Run
+) -> None:
+    count = (REFUSED_PLACES_MAX + 2) * DELETE_BATCH
+    inos = [write(fs, b"%d" % number, b"x") for number in range(count)]
+    assert run().error is None
+    for number, ino in enumerate(inos):
+        fs.unlink(ROOT_INO, b"%d" % number)
+        fs.forget(ino)
+    fs.reap()
+    asked: list[str] = []
+
+    def refuse(op: str, key: str) -> Fault:
+        asked.append(key)
+        return Fault.PERMANENT if op.startswith("delete") else Fault.NONE
+
+    memory.fault = refuse
+    outcome = run()
+    assert outcome.stopped
+    assert isinstance(outcome.error, PermanentError)
+    assert len({key for key in asked if "files/" in key}) <= REFUSED_PLACES_MAX * DELETE_BATCH
+    memory.fault = None
+    assert run().error is None
+    assert standing(store) == {}
+    with cache.read() as view:
+        assert view.mtodo_count() == 0
