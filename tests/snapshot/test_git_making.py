@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -354,3 +355,48 @@ def test_the_shadow_of_a_repository_that_is_gone_goes(looks: Looks) -> None:
     looks.run("rm -rf .git")
     assert list(make_bundles(DirectoryTree(looks.workspace), looks.state, looks.out)) == []
     assert not any(looks.state.iterdir())
+
+
+@pytest.mark.parametrize("value", ["reftable", "RefTable", "something-new"])
+def test_refs_that_are_stored_otherwise_are_no_reason_to_stop(value: str, tmp_path: Path) -> None:
+    """As `git init --ref-format=reftable` of a newer git makes it; this machine's may know none."""
+    workspace = tmp_path / "workspace"
+    for name in ("other", "usual"):
+        (workspace / name).mkdir(parents=True)
+        git_states.run_script(git_states.BASE, workspace / name)
+    git_dir = workspace / "other" / ".git"
+    shutil.rmtree(git_dir / "refs")
+    (git_dir / "refs").mkdir()
+    (git_dir / "refs" / "heads").write_text("this repository uses the reftable format\n")
+    (git_dir / "HEAD").write_text("ref: refs/heads/.invalid\n")
+    (git_dir / "reftable").mkdir()
+    (git_dir / "reftable" / "tables.list").write_text(
+        "0x000000000001-0x000000000001-5ac7ff55.ref\n"
+    )
+    (git_dir / "reftable" / "0x000000000001-0x000000000001-5ac7ff55.ref").write_bytes(b"REFT\1")
+    with (git_dir / "config").open("a") as config:
+        config.write(
+            f"[core]\n\trepositoryformatversion = 1\n[extensions]\n\trefStorage = {value}\n"
+        )
+    before = git_states.everything(workspace)
+    (tmp_path / "out").mkdir()
+
+    def look() -> dict[bytes, Made]:
+        tree = DirectoryTree(workspace)
+        return {
+            item.path: item for item in make_bundles(tree, tmp_path / "state", tmp_path / "out")
+        }
+
+    made = look()
+    assert git_states.everything(workspace) == before
+    assert made[b"usual"].outcome == MADE
+    assert made[b"other"].outcome == BROKEN
+    for words in (value.lower(), "not supported", "git refs migrate --ref-format=files"):
+        assert words in made[b"other"].why
+    # Told as one line, and again as long as it is so; a repository that was migrated has a bundle.
+    assert "\n" not in made[b"other"].why
+    assert look()[b"other"].why == made[b"other"].why
+    shutil.rmtree(workspace / "other")
+    (workspace / "other").mkdir()
+    git_states.run_script(git_states.BASE, workspace / "other")
+    assert look()[b"other"].outcome == MADE

@@ -41,7 +41,6 @@ REFS_MAX: Final = 100_000
 REF_BYTES_MAX: Final = 4096
 PACKED_REFS_BYTES_MAX: Final = 64 << 20
 CONFIG_BYTES_MAX: Final = 1 << 20
-
 _LOOSE: Final = re.compile(rb"[0-9a-f]{2}/([0-9a-f]{38}|[0-9a-f]{62})")
 _PACK: Final = re.compile(rb"pack/pack-[0-9a-f]{40}([0-9a-f]{24})?\.(pack|idx|promisor)")
 _REF: Final = re.compile(rb"(ref:[ \t]*refs/[^\s\0]+|[0-9a-f]{40}|[0-9a-f]{64})\s*")
@@ -100,8 +99,14 @@ class Shadow:
         self.object_format = known.get("extensions.objectformat", SHA1).lower()
         if self.object_format not in OBJECT_FORMATS:
             raise GitError("its object format is not known here")
-        if known.get("extensions.refstorage", "files").lower() != "files":
-            raise GitError("its refs are stored in a way that is not known here (reftable)")
+        storage = known.get("extensions.refstorage", "files").lower()
+        if storage != "files":
+            # git of Debian 12 reads no others.
+            raise GitError(
+                f"it keeps its refs as {storage[:20]!a}, which is not supported; its files are"
+                " saved like all others. For a bundle: git refs migrate --ref-format=files"
+                " (git 2.46 or later)"
+            )
         self.is_partial = "extensions.partialclone" in known or any(
             re.fullmatch(r"remote\..*\.promisor", name) for name in known
         )
