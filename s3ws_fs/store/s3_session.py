@@ -3,6 +3,8 @@
 Invariants
 1. botocore makes one attempt and follows no redirect of its own (retries: s3_client.py).
 2. Credentials come from AWS's own chain, and only a digest of them is kept, to see a change.
+3. A small body goes with its head, without waiting for "100 Continue": that would be a second
+   round trip for each of thousands of small files.
 
 Called by s3_client.py.
 """
@@ -16,6 +18,7 @@ from typing import Any, Final, cast
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
+from botocore.utils import determine_content_length
 from urllib3.exceptions import InsecureRequestWarning
 
 from s3ws_fs.core.config import StoreConfig
@@ -26,6 +29,8 @@ READ_TIMEOUT_S: Final = 30.0
 """Silence, not duration: a body may take as long as it keeps moving."""
 REGION_DEFAULT: Final = "us-east-1"
 """Custom endpoints rarely care, but a signature needs one."""
+EXPECT_BYTES_MIN: Final = 1 << 20
+"""A larger body is sent only when the server has not refused its head."""
 _STATIC: Final = ("env", "shared-credentials-file", "config-file", "custom-process")
 """Ways to credentials that botocore asks once."""
 
@@ -50,9 +55,17 @@ def make_client(config: StoreConfig) -> tuple[Any, bytes]:
             verify=None if verify is True else verify,
             config=_client_config(config, custom=custom is not None),
         )
+        client.meta.events.register_last("before-call.s3", _expect_nothing)
         return client, _digest(session)
     except (BotoCoreError, ValueError) as exc:
         raise map_error("open", config.location, exc) from without_secrets(exc)
+
+
+def _expect_nothing(params: dict[str, Any], **_: Any) -> None:
+    """Invariant 3."""
+    size = determine_content_length(params.get("body"))
+    if size is not None and size <= EXPECT_BYTES_MIN:
+        params["headers"].pop("Expect", None)
 
 
 _SOURCES: Final = {

@@ -31,8 +31,10 @@ from s3ws_fs.transfer.deadline import Deadline, boot_s
 from s3ws_fs.transfer.freeze import Frozen, Readable
 from s3ws_fs.transfer.gate import Gate, GatedStore
 
-FETCH_LANES: Final = 3
-"""Threads for reads asked for; of the store's connections they leave the rest to the flush."""
+FETCH_LANES: Final = 6
+"""Threads for reads asked for: so many are under way at once."""
+KEPT_FOR_FETCHES: Final = 1
+"""Of the store's connections the flush leaves so many alone, so that a read always finds one."""
 
 T = TypeVar("T")
 
@@ -96,7 +98,7 @@ class Session:
         if ask.get("lease") is not None:
             self._gate.hold(Grant.from_json(ask["lease"]))
         self._store = store if how else GatedStore(store, self._gate)
-        self._transfers = means.pool(max(1, config.max_parallel - FETCH_LANES), "transfer")
+        self._transfers = means.pool(max(1, config.max_parallel - KEPT_FOR_FETCHES), "transfer")
         self.workspace = ask.get("workspace", "")
         self.log_format = ask.get("log_format", "text")
         self.local_patterns = ask.get("local", "")

@@ -28,6 +28,7 @@ from s3ws_fs.store.s3_multipart import PARTS_MAX, MultipartLimits, part_ranges
 from s3ws_fs.store.scoped import ScopedStore
 from tests.store.conftest import LIMITS, MIB, PREFIX, RETRY
 from tests.support.proxy import FaultyProxy, faulty_proxy
+from tests.support.recorder import recording
 from tests.support.seaweed import Seaweed, free_ports, running_seaweed
 
 pytestmark = pytest.mark.s3
@@ -104,6 +105,35 @@ def test_nobody_listens(seaweed_config: StoreConfig) -> None:
     error = failing(replace(seaweed_config, endpoint_url=f"http://127.0.0.1:{free_ports(1)[0]}"))
     assert isinstance(error, TransientError)
     assert "reached" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "is_asked"),
+    [(0, False), (s3_session.EXPECT_BYTES_MIN, False), (s3_session.EXPECT_BYTES_MIN + 1, True)],
+)
+def test_a_small_body_does_not_wait_for_100_continue(
+    seaweed_config: StoreConfig, seaweed: Seaweed, size_bytes: int, is_asked: bool
+) -> None:
+    with recording(seaweed.endpoint_url) as recorder:
+        raw = S3Store(replace(seaweed_config, endpoint_url=recorder.url), retry=RETRY)
+        store = ScopedStore(raw, f"t{uuid4().hex}/{PREFIX}")
+        try:
+            store.put("a", bytes(size_bytes), if_none_match=True)
+            with pytest.raises(ConflictError):
+                store.put("a", bytes(size_bytes), if_none_match=True)
+        finally:
+            raw.close()
+        assert (b"100-continue" in recorder.sent()) is is_asked
+    assert seaweed_object_bytes(seaweed_config, store.prefix + "a") == size_bytes
+
+
+def seaweed_object_bytes(config: StoreConfig, key: str) -> int:
+    """The size of what stands there, asked of the server itself."""
+    raw = S3Store(config, retry=RETRY)
+    try:
+        return raw.head(key).size_bytes
+    finally:
+        raw.close()
 
 
 def test_not_an_s3_server(seaweed_config: StoreConfig, proxy: FaultyProxy) -> None:
