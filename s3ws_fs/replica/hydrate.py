@@ -3,11 +3,13 @@
 Invariants
 1. An extent is fetched once however many wait for it (single flight), and stored only if the inode
    still names that location (Bookkeeping.store_fetched).
-2. A person's read goes first: the hydrator pauses while one is under way.
+2. A person's read goes first: the hydrator begins nothing while one is under way that it did not
+   see coming, and goes on behind it, so that whoever reads on finds the bytes there, or coming.
 3. A read never fails for what others wait for, or for what comes along with it.
 4. What the store refuses or does not answer is tried again, with a growing and random pause, until
    the reader's time is up; that it is in trouble is told (`trouble`) until a fetch works again.
-5. A damaged extent is an error naming its path, unless the mirror has the same bytes
+5. At most FLIGHTS_MAX pieces of the hydrator are under way, each what comes in a moment.
+6. A damaged extent is an error naming its path, unless the mirror has the same bytes
    (second_copy.py); it keeps nobody from the others.
 
 Called by replicator.
@@ -19,7 +21,7 @@ import errno
 import logging
 import os
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +33,9 @@ from s3ws_fs.core import failpoints, keys
 from s3ws_fs.core.backoff import Retry
 from s3ws_fs.core.errors import FormatError, FsError, PermanentError, S3wsError, TransientError
 from s3ws_fs.core.types import Location, NeedExtents
+from s3ws_fs.replica import cold
+from s3ws_fs.replica.cold import Item
+from s3ws_fs.replica.pace import Pace
 from s3ws_fs.replica.position import DONE_WITHOUT
 from s3ws_fs.replica.second_copy import SecondCopies
 from s3ws_fs.transfer.client import WorkerClient
@@ -41,21 +46,17 @@ FETCH_SILENCE_S: Final = 60.0
 """So long the worker may say nothing before a fetch has failed."""
 READ_AHEAD_EXTENTS: Final = 256
 READ_AHEAD_BYTES_MAX: Final = 1 << 20
-"""Extents, and bytes, fetched along behind those a reader needs."""
+"""Extents, and bytes, fetched along behind those that a reader needs; for who reads on, Pace."""
 SCAN_KEYS: Final = 2000
 """Chunk records looked at in one read transaction."""
-PIECE_EXTENTS: Final = 256
-"""Extents the hydrator asks for at once (8 MiB)."""
-PAUSE_S: Final = 0.05
+FLIGHTS_MAX: Final = 3
+"""Pieces of the hydrator under way at once."""
+PAUSE_S: Final = 0.01
 ROOM_PAUSE_S: Final = 2.0
 
 
 async def _none_to_make() -> bool:
     return False
-
-
-Item = tuple[int, int, Location]
-"""Inode, extent index, where its bytes stand."""
 
 
 @dataclass(eq=False)
@@ -85,6 +86,12 @@ class Hydrator:
         """Why nothing can be read from the bucket, and since when (trio's clock)."""
         self._flights: dict[tuple[int, int, Location], _Flight] = {}
         self._asked_for = 0
+        self._pace = Pace()
+        self._reading = Pace()
+        self._read_on = b""
+        """Chunk key behind what the last read brought: who goes on there gets more ahead."""
+        self._jump: bytes | None = None
+        """Where the hydrator is to go on."""
         self.make_room: Callable[[], Awaitable[bool]] = _none_to_make
         """Frees what it can at once; whether there is room now. Set by the daemon."""
         self.state = "none"
@@ -105,7 +112,6 @@ class Hydrator:
 
         While the store (or the worker) does not answer it is tried again, for `patience_s`.
         """
-        self._asked_for += 1
         try:
             wanted = [(need.ino, index, loc) for index, loc in need.locations]
             try:
@@ -121,8 +127,6 @@ class Hydrator:
             if isinstance(exc, FormatError):
                 self.damaged[path] = str(exc)
             raise FsError(errno.EIO, f"{path}: {exc}") from exc
-        finally:
-            self._asked_for -= 1
 
     async def _bring_damaged(self, wanted: list[Item]) -> None:
         """Bring extents of which some are damaged: one by one, and from where there is another."""
@@ -147,9 +151,10 @@ class Hydrator:
         """
         index, loc = need.locations[-1]
         after = keys.chunk_key(need.ino, index + 1)
-        following, _ = scan_cold(self._cache, after, READ_AHEAD_EXTENTS)
+        following, _ = cold.scan_cold(self._cache, after, READ_AHEAD_EXTENTS)
         found: list[Item] = []
-        room_bytes = READ_AHEAD_BYTES_MAX
+        goes_on = keys.chunk_key(need.ino, need.locations[0][0]) == self._read_on
+        room_bytes = self._reading.size_bytes if goes_on else READ_AHEAD_BYTES_MAX
         for item in following:
             room_bytes -= item[2].length
             if item[2].object_id != loc.object_id or room_bytes < 0:
@@ -184,12 +189,19 @@ class Hydrator:
         waiting = [self._flights[item] for item in wanted if item in self._flights]
         mine = [item for item in (*wanted, *ahead) if item not in self._flights]
         if any(item in mine for item in wanted):
-            await self._fly(mine)
+            ino, index, _ = mine[-1]
+            self._jump = self._read_on = keys.chunk_key(ino, index + 1)
+            self._asked_for += 1
+            try:
+                await self._fly(mine, self._reading)
+            finally:
+                self._asked_for -= 1
         for flight in waiting:
             await flight.landed.wait()
         return not any(flight.failed for flight in waiting)
 
-    async def _fly(self, items: list[Item]) -> None:
+    async def _fly(self, items: list[Item], pace: Pace) -> None:
+        begun_s = trio.current_time()
         flights = {item: _Flight(trio.Event()) for item in items}
         self._flights.update(flights)
         failed = True
@@ -197,6 +209,7 @@ class Hydrator:
             await self._ask(items)
             failed = False
             self.trouble = None
+            pace.took(sum(loc.length for _, _, loc in items), trio.current_time() - begun_s)
         except (TransientError, PermanentError) as exc:
             self._note_trouble(exc)
             raise
@@ -291,7 +304,7 @@ class Hydrator:
         retry = Retry()
         at = 0
         while at < len(wanted):
-            items = self._cold_of(wanted[at : at + PIECE_EXTENTS])
+            items = self._cold_of(wanted[at : at + cold.PIECE_EXTENTS])
             try:
                 await self._when_idle()
                 await self._bring_piece(items)
@@ -300,7 +313,7 @@ class Hydrator:
                 await trio.sleep(retry.failed(1.0))
                 continue
             retry.worked()
-            at += PIECE_EXTENTS
+            at += cold.PIECE_EXTENTS
 
     def _cold_of(self, wanted: Iterable[bytes]) -> list[Item]:
         items: list[Item] = []
@@ -338,22 +351,59 @@ class Hydrator:
 
     def _scan(self, resume: bytes) -> tuple[list[Item], bytes | None]:
         """Cold extents among the next SCAN_KEYS chunks, and where to go on (None: the end)."""
-        return scan_cold(self._cache, resume, SCAN_KEYS)
+        return cold.scan_cold(self._cache, resume, SCAN_KEYS)
+
+    def _elsewhere(self) -> bytes | None:
+        """Where a read has been that was not seen coming."""
+        jump, self._jump = self._jump, None
+        return jump
 
     async def _sweep(self) -> bool:
-        """One way through all chunks; True when nothing cold was left by it."""
+        """One way through all chunks; True when nothing cold was left by it.
+
+        A read that was not seen coming takes it elsewhere: then it was not all of the way.
+        """
         resume: bytes | None = b""
         complete = True
-        while resume is not None:
-            items, resume = self._scan(resume)
-            for piece in _pieces(items):
-                await self._when_idle()
-                flights = [self._flights[item] for item in piece if item in self._flights]
+        errors: list[Exception] = []
+        free = trio.Semaphore(FLIGHTS_MAX)
+
+        async def bring(piece: list[Item]) -> None:
+            nonlocal complete
+            flights = [self._flights[item] for item in piece if item in self._flights]
+            try:
                 await self._bring_piece(piece)
                 for flight in flights:
                     await flight.landed.wait()
                     complete = complete and not flight.failed
-                self.cold_bytes = max(0, self.cold_bytes - sum(loc.length for _, _, loc in piece))
+            except Exception as exc:
+                # Carried out by hand: a nursery would wrap it in a group.
+                errors.append(exc)
+            finally:
+                free.release()
+            self.cold_bytes = max(0, self.cold_bytes - sum(loc.length for _, _, loc in piece))
+
+        self._elsewhere()
+        async with trio.open_nursery() as nursery:
+            while resume is not None and not errors:
+                items, resume = self._scan(resume)
+                at = 0
+                while at < len(items):
+                    await self._when_idle()
+                    await free.acquire()
+                    if errors:
+                        break
+                    elsewhere = self._elsewhere()
+                    if elsewhere is not None:
+                        resume, complete = elsewhere, False
+                        free.release()
+                        break
+                    piece = cold.piece_of(items, at, self._pace.size_bytes)
+                    at += len(piece)
+                    nursery.start_soon(bring, piece)
+                await trio.lowlevel.checkpoint()
+        if errors:
+            raise errors[0]
         return complete
 
     async def _bring_piece(self, piece: list[Item]) -> None:
@@ -362,7 +412,7 @@ class Hydrator:
         if not fresh:
             return
         try:
-            await self._fly(fresh)
+            await self._fly(fresh, self._pace)
         except FormatError as exc:
             if len(fresh) == 1:
                 if await self.second_copies.bring(*fresh[0], exc):
@@ -374,32 +424,3 @@ class Hydrator:
             half = len(fresh) // 2
             await self._bring_piece(fresh[:half])
             await self._bring_piece(fresh[half:])
-
-
-def _pieces(items: Iterable[Item]) -> Iterator[list[Item]]:
-    piece: list[Item] = []
-    for item in items:
-        piece.append(item)
-        if len(piece) == PIECE_EXTENTS:
-            yield piece
-            piece = []
-    if piece:
-        yield piece
-
-
-def scan_cold(cache: Cache, resume: bytes, limit: int) -> tuple[list[Item], bytes | None]:
-    """Cold extents among the next `limit` chunks from `resume` on, and where to go on."""
-    found: list[Item] = []
-    with cache.read() as view, view.txn.cursor(db=view.db.chunks) as cursor:
-        more = cursor.set_range(resume) if resume else cursor.first()
-        for _ in range(limit):
-            if not more:
-                return found, None
-            key = cursor.key()
-            if view.txn.get(key, db=view.db.extents) is None:
-                ino, index = keys.split_chunk_key(key)
-                loc = view.chunk(ino, index)
-                if loc is not None:
-                    found.append((ino, index, loc))
-            more = cursor.next()
-        return found, cursor.key() if more else None

@@ -19,7 +19,7 @@ from s3ws_fs.core.content import time_text
 from s3ws_fs.core.errors import UserError
 from s3ws_fs.core.findings import Report
 from s3ws_fs.core.layout import FILES_PREFIX, mirror_path
-from s3ws_fs.replica.hydrate import scan_cold
+from s3ws_fs.replica.cold import scan_cold
 from s3ws_fs.replica.places import mirror_rows
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.audit import audit

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from s3ws_fs.replica import flusher, hydrate, restore
+from s3ws_fs.replica import cold, flusher, hydrate, restore
 from s3ws_fs.transfer import (
     ahead,
     fetch,
@@ -45,7 +45,7 @@ SMALL: Final[tuple[tuple[ModuleType, str, int], ...]] = (
     (objects, "MEMORY_BODY_BYTES_MAX", 50_000),
     (reconcile, "PAGE", 5),
     (hydrate, "SCAN_KEYS", 20),
-    (hydrate, "PIECE_EXTENTS", 4),
+    (cold, "PIECE_EXTENTS", 4),
     (hydrate, "READ_AHEAD_EXTENTS", 5),
     (restore, "BATCH_RECORDS", 10),
     (flush, "LIST_BATCH", 5),
