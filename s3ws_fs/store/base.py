@@ -258,7 +258,8 @@ class ObjectStore(abc.ABC):
         if_none_match: bool = False,
         if_match: str | None = None,
     ) -> str:
-        """Create or replace the object; returns the new ETag. Large bodies go up in parts.
+        """Create or replace the object; returns the new ETag. Large bodies go up in parts, and of a
+        Composed one the store may copy what stands there already.
 
         `if_none_match`: must create, ConflictError when the key exists.
         `if_match`: replace only that ETag, else (also when the key is gone) ConflictError.

@@ -1,11 +1,13 @@
-"""What can be put: bytes, or (a part of) an open file, read by position.
+"""What can be put: bytes, (a part of) an open file, read by position, or what is made meanwhile.
 
 Invariants
 1. `read_at` is thread-safe and moves no file position: parts of one body are read in parallel and
    again on a retry.
 2. A file that became shorter than it was said to be is an error, never a short object.
+3. What a Composed body says of ranges that stand in the store already is a hint: a store that can't
+   copy them takes all of it from `read_at`, and the object is the same.
 
-Called by the stores; `FileSlice` by everyone who puts from a file.
+Called by the stores; `FileSlice` by everyone who puts from a file, `Composed` by the mirror.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from __future__ import annotations
 import abc
 import io
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
 
 from s3ws_fs.core.errors import PermanentError
@@ -36,6 +39,36 @@ class Pieces(abc.ABC):
     @abc.abstractmethod
     def read_at(self, offset: int, length: int) -> bytes:
         """Bytes from `offset`, short at the end only. Thread-safe, and the same each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A range of a body that an object has from its byte `key_bytes` on. That object is never
+    overwritten.
+    """
+
+    offset_bytes: int
+    length_bytes: int
+    key: str
+    key_bytes: int
+
+
+class Composed(Pieces):
+    """Pieces of which some ranges stand in the store already; these rise and don't overlap."""
+
+    def __init__(self, pieces: Pieces, standing: Sequence[Standing]) -> None:
+        self.size_bytes = pieces.size_bytes
+        self.standing = tuple(standing)
+        self._pieces = pieces
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """See Pieces.read_at."""
+        return self._pieces.read_at(offset, length)
+
+    def with_keys(self, full: Callable[[str], str]) -> Composed:
+        """The same with other names for the objects."""
+        renamed = [replace(item, key=full(item.key)) for item in self.standing]
+        return Composed(self._pieces, renamed)
 
 
 Body = bytes | bytearray | memoryview | FileSlice | Pieces | BinaryIO

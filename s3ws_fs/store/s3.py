@@ -20,7 +20,7 @@ Called by the factory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -50,7 +50,7 @@ from s3ws_fs.store.base import (
     check_self_copy,
     usable_keys,
 )
-from s3ws_fs.store.body import Body, Source
+from s3ws_fs.store.body import Body, Composed, Source, Standing
 from s3ws_fs.store.s3_answers import etag_of, fetched, if_match_of, require_etag, require_range
 from s3ws_fs.store.s3_client import RetryPolicy, Wire
 from s3ws_fs.store.s3_lists import (
@@ -65,7 +65,9 @@ from s3ws_fs.store.s3_lost import is_md5_of, lost_copy, lost_put
 from s3ws_fs.store.s3_multipart import (
     COPY_BYTES_MAX,
     MultipartLimits,
+    NotCopiedError,
     abort_uploads,
+    compose,
     copy_parts,
     upload_parts,
 )
@@ -90,6 +92,7 @@ class S3Store(ObjectStore):
         self._limits = limits or MultipartLimits()
         self._conditional = Conditional()
         self._md5_etags = True
+        self._composes = True
         self._wire = Wire(config, self.counters, self.waits, retry or RetryPolicy())
 
     def get(
@@ -163,9 +166,8 @@ class S3Store(ObjectStore):
         try:
             if source.size_bytes > limit:
                 self._check_early(key, if_none_match, if_match)
-                answer = upload_parts(
-                    self._wire, self._limits, target, attributes, conditions, source, was_ours
-                )
+                standing = body.standing if isinstance(body, Composed) else ()
+                answer = self._put_parts((target, attributes, conditions), source, standing)
             else:
 
                 def request() -> dict[str, Any]:
@@ -323,6 +325,35 @@ class S3Store(ObjectStore):
     def close(self) -> None:
         """See ObjectStore.close."""
         self._wire.close()
+
+    def _put_parts(
+        self,
+        what: tuple[dict[str, str], dict[str, Any], dict[str, str]],
+        source: Source,
+        standing: Sequence[Standing],
+    ) -> dict[str, Any]:
+        """Put in parts, of which the server copies what stands there already, if it can."""
+        target, attributes, conditions = what
+        key = target["Key"]
+
+        def was_ours() -> dict[str, Any] | None:
+            return lost_put(self, key, source, attributes)
+
+        if standing and self._composes:
+            try:
+                answer = compose(self._wire, self._limits, *what, source, standing, was_ours)
+            except NotCopiedError:
+                # What is missing, or can't be copied, is sent.
+                return upload_parts(self._wire, self._limits, *what, source, was_ours)
+            info = self.head(key)
+            if info.size_bytes == source.size_bytes or info.etag != etag_of(answer):
+                return answer
+            # A server that copies whole objects where it is asked for a range.
+            self._composes = False
+            conditions = if_match_of(info.etag)
+        return upload_parts(
+            self._wire, self._limits, target, attributes, conditions, source, was_ours
+        )
 
     def _sure_etag(
         self, key: str, source: Source, etag: str, was_ours: Callable[[], dict[str, Any] | None]

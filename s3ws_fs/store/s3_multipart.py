@@ -5,6 +5,8 @@ Invariants
 2. An upload that did not complete is aborted, whatever went wrong. What a killed process leaves, or
    a creation whose answer was lost, `abort_uploads` finds: below the prefix it is given, no other.
 3. At most PART_PARALLEL parts of one object are in memory at once.
+4. What a Composed body says stands already is copied by the server, whole parts of it, and checked
+   by nobody: it is never more than a copy of what its key holds.
 
 Called by s3.py.
 """
@@ -12,15 +14,16 @@ Called by s3.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Final
 
-from s3ws_fs.core.errors import PermanentError, StoreError, TransientError
-from s3ws_fs.store.body import Source
+from s3ws_fs.core.errors import NotFoundError, PermanentError, StoreError, TransientError
+from s3ws_fs.store.body import Source, Standing
 from s3ws_fs.store.s3_client import Wire
 from s3ws_fs.store.s3_errors import NOT_S3
 
@@ -31,11 +34,15 @@ CONDITIONAL_BYTES: Final = 64 << 20
 is no fence everywhere: on SeaweedFS 4.48 several racing completions with If-None-Match win."""
 PART_BYTES: Final = 8 << 20
 """Usual size of a part; larger when there would be more than PARTS_MAX."""
+PART_BYTES_MIN: Final = 5 << 20
+"""S3's limit for all parts but the last."""
 PART_PARALLEL: Final = 4
 PARTS_MAX: Final = 10_000
 COPY_BYTES_MAX: Final = 5 << 30
 """CopyObject's limit on S3; larger sources are copied part by part."""
 COPY_PART_BYTES: Final = 512 << 20
+STANDING_PART_BYTES: Final = 64 << 20
+"""Of a composed object: some servers read and write what they are to copy."""
 OBJECT_BYTES_MAX: Final = 5 << 40
 UPLOAD_PAGES_MAX: Final = 100
 """Pages of a thousand unfinished uploads looked at in one go; the next go sees the rest."""
@@ -50,10 +57,26 @@ class MultipartLimits:
     part_bytes: int = PART_BYTES
     copy_bytes_max: int = COPY_BYTES_MAX
     copy_part_bytes: int = COPY_PART_BYTES
+    part_bytes_min: int = PART_BYTES_MIN
+    standing_part_bytes: int = STANDING_PART_BYTES
 
 
-Part = Callable[[int, int, int], str]
-"""Sends part (number from 1, offset, length); returns its ETag as the server wrote it."""
+class NotCopiedError(Exception):
+    """The server did not copy a range that was said to stand: the bytes have to be sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a composed object; `standing` is where the server finds it (None: it is sent)."""
+
+    number: int
+    offset: int
+    length: int
+    standing: Standing | None = None
+
+
+Send = Callable[[Piece], str]
+"""Sends a part; returns its ETag as the server wrote it."""
 
 
 def upload_parts(
@@ -66,23 +89,86 @@ def upload_parts(
     was_ours: Callable[[], dict[str, Any] | None],
 ) -> dict[str, Any]:
     """Put `source` in parts. Returns the completion's answer; raises StoreError."""
+    return compose(wire, limits, target, attributes, conditions, source, (), was_ours)
 
-    def make(upload: Mapping[str, str]) -> Part:
-        def send(number: int, offset: int, length: int) -> str:
-            data = source.read_at(offset, length)
-            request = partial(wire.client.upload_part, **upload, PartNumber=number, Body=data)
-            answer = wire.send("put", target["Key"], request, needs=("ETag",), size_bytes=length)
-            return str(answer["ETag"])
+
+def compose(
+    wire: Wire,
+    limits: MultipartLimits,
+    target: Mapping[str, str],
+    attributes: Mapping[str, Any],
+    conditions: Mapping[str, str],
+    source: Source,
+    standing: Sequence[Standing],
+    was_ours: Callable[[], dict[str, Any] | None],
+) -> dict[str, Any]:
+    """Put `source`, of which ranges stand in the bucket already. Returns the completion's answer.
+
+    Raises NotCopiedError when the server can't copy them, StoreError.
+    """
+
+    def make(upload: Mapping[str, str]) -> Send:
+        def send(piece: Piece) -> str:
+            if piece.standing is None:
+                data = source.read_at(piece.offset, piece.length)
+                put = partial(wire.client.upload_part, **upload, PartNumber=piece.number, Body=data)
+                answer = wire.send(
+                    "put", target["Key"], put, needs=("ETag",), size_bytes=piece.length
+                )
+                return str(answer["ETag"])
+            start = piece.standing.key_bytes + piece.offset - piece.standing.offset_bytes
+            copy = partial(
+                wire.client.upload_part_copy,
+                **upload,
+                CopySource={"Bucket": target["Bucket"], "Key": piece.standing.key},
+                PartNumber=piece.number,
+                CopySourceRange=f"bytes={start}-{start + piece.length - 1}",
+            )
+            try:
+                answer = wire.send("copy", target["Key"], copy, needs=("CopyPartResult",))
+            except (NotFoundError, PermanentError) as exc:
+                raise NotCopiedError(str(exc)) from exc
+            return str(answer["CopyPartResult"]["ETag"])
 
         return send
 
-    return _run(
-        wire,
-        ("put", target, attributes, conditions),
-        (source.size_bytes, limits.part_bytes),
-        make,
-        was_ours,
-    )
+    pieces = composed_pieces(source.size_bytes, standing, limits)
+    return _run(wire, ("put", target, attributes, conditions), pieces, make, was_ours)
+
+
+def composed_pieces(
+    size_bytes: int, standing: Sequence[Standing], limits: MultipartLimits
+) -> list[Piece]:
+    """Cut an object into parts: all but the last of `part_bytes_min` at least, and as many bytes as
+    that allows from where they stand. `standing` rises and does not overlap.
+    """
+    least = max(limits.part_bytes_min, -(-2 * size_bytes // PARTS_MAX))
+    sent_bytes = max(least, limits.part_bytes)
+    copied_bytes = max(least, limits.standing_part_bytes)
+    found: list[tuple[int, int, Standing | None]] = []
+    at = 0
+    for item in standing:
+        start, end = item.offset_bytes, item.offset_bytes + item.length_bytes
+        if start > at:
+            # What is sent before it must be a whole part.
+            start = max(start, at + least)
+        if end - start < least:
+            continue
+        found += [(at + n, length, None) for n, length in _even(start - at, sent_bytes)]
+        found += [(start + n, length, item) for n, length in _even(end - start, copied_bytes)]
+        at = end
+    rest = part_ranges(size_bytes - at, sent_bytes)
+    found += [(at + offset, length, None) for _, offset, length in rest]
+    return [Piece(number, *cut) for number, cut in enumerate(found, 1)]
+
+
+def _even(length: int, step: int) -> list[tuple[int, int]]:
+    """(offset, length) of pieces of about `step` bytes: none is shorter, but where all is."""
+    if not length:
+        return []
+    count = max(1, length // step)
+    ends = [length * n // count for n in range(count + 1)]
+    return [(start, end - start) for start, end in itertools.pairwise(ends)]
 
 
 def copy_parts(
@@ -96,27 +182,22 @@ def copy_parts(
 ) -> dict[str, Any]:
     """Copy a large object by ranges. `source` has CopySource and its condition."""
 
-    def make(upload: Mapping[str, str]) -> Part:
-        def send(number: int, offset: int, length: int) -> str:
+    def make(upload: Mapping[str, str]) -> Send:
+        def send(piece: Piece) -> str:
             request = partial(
                 wire.client.upload_part_copy,
                 **upload,
                 **source,
-                PartNumber=number,
-                CopySourceRange=f"bytes={offset}-{offset + length - 1}",
+                PartNumber=piece.number,
+                CopySourceRange=f"bytes={piece.offset}-{piece.offset + piece.length - 1}",
             )
             answer = wire.send("copy", target["Key"], request, needs=("CopyPartResult",))
             return str(answer["CopyPartResult"]["ETag"])
 
         return send
 
-    return _run(
-        wire,
-        ("copy", target, attributes, conditions),
-        (size_bytes, limits.copy_part_bytes),
-        make,
-        None,
-    )
+    pieces = [Piece(*cut) for cut in part_ranges(size_bytes, limits.copy_part_bytes)]
+    return _run(wire, ("copy", target, attributes, conditions), pieces, make, None)
 
 
 def part_ranges(size_bytes: int, part_bytes: int) -> list[tuple[int, int, int]]:
@@ -129,19 +210,19 @@ def part_ranges(size_bytes: int, part_bytes: int) -> list[tuple[int, int, int]]:
 def _run(
     wire: Wire,
     what: tuple[str, Mapping[str, str], Mapping[str, Any], Mapping[str, str]],
-    sizes: tuple[int, int],
-    make: Callable[[Mapping[str, str]], Part],
+    pieces: Sequence[Piece],
+    make: Callable[[Mapping[str, str]], Send],
     was_ours: Callable[[], dict[str, Any] | None] | None,
 ) -> dict[str, Any]:
     op, target, attributes, conditions = what
     key = target["Key"]
-    if sizes[0] > OBJECT_BYTES_MAX:
+    if sum(piece.length for piece in pieces) > OBJECT_BYTES_MAX:
         raise PermanentError(op, key, f"larger than {OBJECT_BYTES_MAX} bytes")
     create = partial(wire.client.create_multipart_upload, **target, **attributes)
     created = wire.send(op, key, create, needs=("UploadId",))
     upload = {**target, "UploadId": created["UploadId"]}
     try:
-        etags = _send_parts(part_ranges(*sizes), make(upload))
+        etags = _send_parts(pieces, make(upload))
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in etags]
         complete = partial(
             wire.client.complete_multipart_upload,
@@ -197,13 +278,14 @@ def _server_time_s(answer: Mapping[str, Any]) -> float | None:
         return None
 
 
-def _send_parts(ranges: list[tuple[int, int, int]], send: Part) -> list[tuple[int, str]]:
+def _send_parts(pieces: Sequence[Piece], send: Send) -> list[tuple[int, str]]:
     """Send all parts, at most PART_PARALLEL at once; the first error ends what has not begun."""
     with ThreadPoolExecutor(PART_PARALLEL, thread_name_prefix="part") as pool:
-        futures = [pool.submit(send, *item) for item in ranges]
+        futures = [pool.submit(send, piece) for piece in pieces]
         try:
             return [
-                (item[0], future.result()) for item, future in zip(ranges, futures, strict=True)
+                (piece.number, future.result())
+                for piece, future in zip(pieces, futures, strict=True)
             ]
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)

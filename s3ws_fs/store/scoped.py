@@ -31,7 +31,7 @@ from s3ws_fs.store.base import (
     Waits,
     check_key,
 )
-from s3ws_fs.store.body import Body
+from s3ws_fs.store.body import Body, Composed
 
 PROBE_PREFIX: Final = "journal/probe/"
 """Where `probe_conditional` keeps its scratch objects for a moment."""
@@ -83,7 +83,9 @@ class ScopedStore:
         if_none_match: bool = False,
         if_match: str | None = None,
     ) -> str:
-        """See ObjectStore.put."""
+        """See ObjectStore.put. The keys of a Composed body are relative too."""
+        if isinstance(body, Composed):
+            body = body.with_keys(lambda name: self._full("copy", name))
         return self._inner.put(
             self._full("put", key),
             body,

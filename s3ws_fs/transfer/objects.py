@@ -27,12 +27,13 @@ import xxhash
 from s3ws_fs.core import content, failpoints, mirrorplan
 from s3ws_fs.core.errors import ConflictError, NotFoundError, PermanentError, S3wsError
 from s3ws_fs.core.extents import spans
-from s3ws_fs.core.layout import FILES_PREFIX, blob_key
+from s3ws_fs.core.layout import FILES_PREFIX, blob_key, object_key
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.mirrorplan import NO_HASH, TAKEN_OVER, Op
 from s3ws_fs.core.records import InodeRec, MirrorRow
+from s3ws_fs.core.types import Location
 from s3ws_fs.store.base import ObjectInfo
-from s3ws_fs.store.body import Body, FileSlice, Pieces
+from s3ws_fs.store.body import Body, Composed, FileSlice, Pieces, Standing
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import whose
 from s3ws_fs.transfer.ahead import SPOOL_SHARE, spool_room_bytes
@@ -41,6 +42,10 @@ from s3ws_fs.transfer.freeze import Frozen
 from s3ws_fs.transfer.spool import HASH_PIECE_BYTES, create, file_hash
 from s3ws_fs.transfer.todo import TodoFile
 
+COMPOSE_BYTES_MIN: Final = 64 << 20
+"""Of a larger file the store is asked to copy the ranges that stand in the journal."""
+STANDING_BYTES_MIN: Final = 5 << 20
+"""Shorter ranges are no part of a multipart upload, but for the last."""
 MEMORY_BODY_BYTES_MAX: Final = 4 << 20
 """Larger bodies are put together in a spool file."""
 
@@ -223,6 +228,10 @@ class MirrorObjects:
             for index, data in self._read(op, file):
                 whole[index * EXTENT_BYTES : index * EXTENT_BYTES + len(data)] = data
             return self._put_body(op, rec, whole, _digest(whole))
+        standing = _standing(file, self._frozen.number) if rec.size > COMPOSE_BYTES_MIN else []
+        if 2 * sum(item.length_bytes for item in standing) > rec.size:
+            lazy = _LazyBody(self._source, file, rec.size, op.target.path)
+            return self._put_body(op, rec, Composed(lazy, standing), lazy.digest())
         if rec.size > spool_room_bytes(self._directory) // SPOOL_SHARE:
             lazy = _LazyBody(self._source, file, rec.size, op.target.path)
             return self._put_body(op, rec, lazy, lazy.digest())
@@ -315,6 +324,38 @@ class MirrorObjects:
         if whose.our_mark(self._store, info, self._workspace, text) is None:
             raise ForeignObjectError(CHANGED)
         return replace(row, etag=info.etag)
+
+
+def _standing(file: TodoFile, number: int) -> list[Standing]:
+    """The long ranges of a file that stand in one journal object each; `number` is the segment's.
+
+    What is in the journal was written once, under a name of its own: neither it nor where it stands
+    can change, whatever the mirror object was before.
+    """
+    found: list[Standing] = []
+    start = 0
+    first: Location | None = None
+    length = 0
+
+    def close() -> None:
+        if first is not None and length >= STANDING_BYTES_MIN:
+            key = object_key(first.object_id or number)
+            found.append(Standing(start * EXTENT_BYTES, length, key, first.offset))
+
+    expected = 0
+    for index, loc in file.extents():
+        if (
+            first is None
+            or index != expected
+            or length % EXTENT_BYTES
+            or (loc.object_id, loc.offset) != (first.object_id, first.offset + length)
+        ):
+            close()
+            start, first, length = index, loc, 0
+        length += loc.length
+        expected = index + 1
+    close()
+    return found
 
 
 class _LazyBody(Pieces):
