@@ -34,7 +34,7 @@ from typing import Any, Final
 from s3ws_fs.core.errors import S3wsError
 from s3ws_fs.transfer import faultline, wire
 from s3ws_fs.transfer.deadline import Deadline
-from s3ws_fs.transfer.requests import handlers
+from s3ws_fs.transfer.requests import Handlers
 from s3ws_fs.transfer.session import FETCH_LANES, Means, Session
 
 IDLE_S: Final = 60.0
@@ -55,7 +55,7 @@ class Worker:
     ) -> None:
         means = Means() if means is None else means
         self.session = Session(means)
-        self.handlers = handlers(self.session)
+        self.handlers = Handlers(self.session)
         self._sock = sock
         self._idle_s = idle_s
         self._send_lock = threading.Lock()
