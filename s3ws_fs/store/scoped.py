@@ -12,9 +12,11 @@ Called by transfer, replica's worker side, the CLI's checks, and tests.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from s3ws_fs.core.errors import ConflictError, PermanentError, StoreError
 from s3ws_fs.core.ids import RandBits
@@ -33,9 +35,14 @@ from s3ws_fs.store.base import (
 )
 from s3ws_fs.store.body import Body, Composed
 
+T = TypeVar("T")
+
 PROBE_PREFIX: Final = "journal/probe/"
 """Where `probe_conditional` keeps its scratch objects for a moment."""
 
+COPY_END: Final = ".copy"
+NOBODYS_ETAG: Final = "0123456789abcdef" * 2
+"""As an MD5 of something else."""
 _WRITES: Final = frozenset({"put", "copy", "delete"})
 
 
@@ -190,19 +197,31 @@ class ScopedStore:
         """See ObjectStore.assume."""
         self._inner.assume(conditional)
 
-    def probe_conditional(self) -> Conditional:
+    def probe_conditional(self, pool: Executor | None = None) -> Conditional:
         """Try each condition for real on scratch objects, remove these, and return what holds.
 
         The result is assumed from then on. `safe` is False on a store on which two writers could
-        overwrite each other; refusing it is the caller's decision. About a dozen requests.
+        overwrite each other; refusing it is the caller's decision. About twenty requests, with a
+        `pool` three and more at once: a mount waits for them.
         """
         key = f"{PROBE_PREFIX}{self._randbits(64):016x}"
         self.assume(Conditional())
+        probes = (self._probe_create, self._probe_replace, self._probe_onto)
+        names = [f"{key}.{number}" for number in range(len(probes))]
         try:
-            found = self._probe(key, key + ".copy")
+            created, replaced, onto = _all(pool, *map(partial, probes, names))
         finally:
-            self._inner.delete(self._full("delete", key))
-            self._inner.delete(self._full("delete", key + ".copy"))
+            scratch = [*names, names[0] + COPY_END, names[2] + COPY_END]
+            full = [self._full("delete", name) for name in scratch]
+            _all(pool, *(partial(self._inner.delete, name) for name in full))
+        found = Conditional(
+            put_must_create=created[0],
+            copy_src_if_match=created[1],
+            delete_if_match=created[2],
+            put_if_match=replaced[0],
+            copy_must_create=onto[0],
+            delete_many_if_match=onto[1],
+        )
         self.assume(found)
         return found
 
@@ -210,21 +229,28 @@ class ScopedStore:
         """See ObjectStore.close."""
         self._inner.close()
 
-    def _probe(self, key: str, other: str) -> Conditional:
+    def _probe_create(self, key: str) -> tuple[bool, ...]:
         stale = self.put(key, b"probe 1", if_none_match=True)
         must_create = _refused(lambda: self.put(key, b"probe 2", if_none_match=True))
-        current = self.put(key, b"probe three")
-        if current == stale:
+        self.put(key, b"probe three")
+        source = _refused(lambda: self.copy(key, key + COPY_END, src_if_match=stale))
+        delete = _refused(lambda: self.delete(key, if_match=stale))
+        return must_create, source, delete
+
+    def _probe_replace(self, key: str) -> tuple[bool, ...]:
+        stale = self.put(key, b"probe 1")
+        if self.put(key, b"probe three") == stale:
             raise PermanentError("probe", self.prefix, "the store gives all objects one ETag")
         if_match = _refused(lambda: self.put(key, b"probe 4", if_match=stale))
         current = self.head(key).etag
         self.put(key, b"probe 5..", if_match=current)
-        src = _refused(lambda: self.copy(key, other, src_if_match=stale))
-        self.put(other, b"probe 6")
-        dst = _refused(lambda: self.copy(key, other, if_none_match=True))
-        delete = _refused(lambda: self.delete(key, if_match=stale))
-        many = bool(self.delete_many([(other, stale)]))
-        return Conditional(must_create, if_match, src, dst, delete, many)
+        return (if_match,)
+
+    def _probe_onto(self, key: str) -> tuple[bool, ...]:
+        self.put(key, b"probe three")
+        self.put(key + COPY_END, b"probe 6")
+        must_create = _refused(lambda: self.copy(key, key + COPY_END, if_none_match=True))
+        return must_create, bool(self.delete_many([(key + COPY_END, NOBODYS_ETAG)]))
 
     def _full(self, op: str, key: str) -> str:
         if self._read_only and op in _WRITES:
@@ -238,6 +264,16 @@ class ScopedStore:
         if not key.startswith(self.prefix):
             raise PermanentError("list", ascii(key[:200]), "the store answered with a foreign key")
         return key[len(self.prefix) :]
+
+
+def _all(pool: Executor | None, *jobs: Callable[[], T]) -> list[T]:
+    """What the jobs return; all have come to their end when the first error is raised."""
+    if pool is None:
+        return [job() for job in jobs]
+    futures = [pool.submit(job) for job in jobs]
+    for future in futures:
+        future.exception()
+    return [future.result() for future in futures]
 
 
 def _refused(attempt: object) -> bool:

@@ -38,14 +38,15 @@ def restore(
     directory: Path,
     pool: Executor,
     progress: Callable[[int, int], None],
+    known: JournalState | None = None,
 ) -> Restored:
     """Bring checkpoint and later segments into the spool, verified, in order of replay.
 
     A newest checkpoint that is damaged is done without, when the one before it and all segments
-    above that still stand.
+    above that still stand. `known`: what stands, if somebody looked since nobody else may write.
     """
     for tries in range(1, RESTORE_TRIES_MAX + 1):
-        state = survey(store)
+        state = survey(store) if known is None or tries > 1 else known
         try:
             wanted = range(state.checkpoint, state.newest + 1)
             files = fetch_all(store, state.workspace, wanted, directory, pool, progress)

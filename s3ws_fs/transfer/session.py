@@ -30,6 +30,7 @@ from s3ws_fs.transfer.ahead import Ahead
 from s3ws_fs.transfer.deadline import Deadline, boot_s
 from s3ws_fs.transfer.freeze import Frozen, Readable
 from s3ws_fs.transfer.gate import Gate, GatedStore
+from s3ws_fs.transfer.journaling import JournalState
 
 FETCH_LANES: Final = 6
 """Threads for reads asked for: so many are under way at once."""
@@ -66,6 +67,8 @@ class Session:
         self.frozen: Frozen | None = None
         self.stopped_pass = ""
         """Flush of the mirror pass that is to end early, or not to be planned to its end."""
+        self.surveyed: JournalState | None = None
+        """What stood in the journal when the lease was taken: for the restore that follows."""
         self.spool = Path()
         self.cache_dir = Path()
         self.workspace = ""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -22,11 +23,12 @@ from s3ws_fs.store.base import (
     METADATA_BYTES_MAX,
     Keeps,
 )
-from s3ws_fs.store.body import FileSlice
+from s3ws_fs.store.body import Body, FileSlice
 from s3ws_fs.store.local import LocalStore
+from s3ws_fs.store.memory import MemoryStore
 from s3ws_fs.store.s3 import S3Store
 from s3ws_fs.store.scoped import PROBE_PREFIX, ScopedStore
-from tests.store.conftest import MIB, Subject
+from tests.store.conftest import MIB, PREFIX, Subject
 
 pytestmark = pytest.mark.s3
 
@@ -440,6 +442,27 @@ def test_probe_finds_what_the_server_honours_and_leaves_nothing(subject: Subject
     assert found == subject.honours
     assert found.safe
     assert list(subject.store.list(PROBE_PREFIX)) == []
+    with ThreadPoolExecutor(4) as pool:
+        assert subject.store.probe_conditional(pool) == found
+    assert list(subject.store.list(PROBE_PREFIX)) == []
+
+
+def test_a_probe_that_fails_leaves_nothing_either() -> None:
+    store = ScopedStore(OneEtag(), PREFIX)
+    with (
+        ThreadPoolExecutor(4) as pool,
+        pytest.raises(PermanentError, match="gives all objects one ETag"),
+    ):
+        store.probe_conditional(pool)
+    assert list(store.list()) == []
+
+
+class OneEtag(MemoryStore):
+    """Gives all objects one ETag."""
+
+    def put(self, key: str, body: Body, **more: Any) -> str:
+        super().put(key, body, **more)
+        return "0" * 32
 
 
 def test_check_and_counters(subject: Subject) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ class Life:
                 directory=self.directory,
                 pool=pool,
                 report=lambda batch: self.cache.record_mirrored(batch.rows, batch.removed, ()),
-                stop=threading.Event(),
+                stopped=lambda: False,
             )
             outcome = mirroring.run()
         assert outcome.error is None

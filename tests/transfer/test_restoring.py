@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def test_restore_is_a_chain(
     assert (state.checkpoint, state.newest, state.segments) == (3, 5, (4, 5))
     assert [file.header.kind for file in files] == ["checkpoint", "segment", "segment"]
     assert seen == [(1, 3), (2, 3), (3, 3)]
+    listed = store.counters.by_op()["list"]
+    again = restoring.restore(store, tmp_path, pool, lambda a, b: None, state)
+    assert [file.header for file in again.files] == [file.header for file in files]
+    assert store.counters.by_op()["list"] == listed, "what stands is known"
+    # What was known is gone by now: the journal went on.
+    stale = replace(state, checkpoint=1)
+    assert restoring.restore(store, tmp_path, pool, lambda a, b: None, stale).state == state
     # A segment of another history, in itself sound.
     write(fs, b"other", b"x")
     stray = freeze(cache, tmp_path, ask(5, prev_hash="0" * 32))

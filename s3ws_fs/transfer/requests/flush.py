@@ -36,6 +36,7 @@ class Flush(Group):
         """Copy out what is unsealed and what the mirror has to look at."""
         session = self.session
         session.drop()
+        session.surveyed = None
         spool.clean(session.spool)
         request = FreezeRequest.from_json(ask["freeze"])
         ahead = session.ahead

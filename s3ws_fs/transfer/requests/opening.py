@@ -50,6 +50,7 @@ class Opening(Group):
         elif taking.how == GIVEN or (taking.how == NEW and claim.epoch_floor):
             # Without a lease, but not without a past: since we looked it may have been deleted.
             state = journaling.survey(session.store)
+        session.surveyed = state
         return {
             "how": taking.how,
             "was": None if taking.was is None else taking.was.who,
@@ -69,7 +70,7 @@ class Opening(Group):
         """Does it answer, and does it keep conditions? Raises UserError exit 6."""
         session = self.session
         session.store.check()
-        found = session.store.probe_conditional()
+        found = session.store.probe_conditional(session.transfers)
         if not found.safe and not ask["allow_unconditional"]:
             raise UserError(
                 "the store ignores conditional writes: two writers could overwrite each other",

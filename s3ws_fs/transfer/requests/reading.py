@@ -26,11 +26,13 @@ class Reading(Group):
     def do_restore(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Bring the records into the spool; one part a file, in order of replay."""
         session = self.session
+        known, session.surveyed = session.surveyed, None
         restored = restoring.restore(
             session.store,
             session.spool,
             session.transfers,
             lambda done, of: part({"progress": [done, of]}),
+            known,
         )
         state, files = restored.state, restored.files
         session.workspace = state.workspace or ""
