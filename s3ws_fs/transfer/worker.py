@@ -38,6 +38,8 @@ from s3ws_fs.transfer.requests import Handlers
 from s3ws_fs.transfer.session import FETCH_LANES, Means, Session
 
 IDLE_S: Final = 60.0
+MOMENT_S: Final = 0.5
+"""After so long without a request it loads what was not asked for yet."""
 END_SOON_S: Final = 1.0
 """After a renewal for a mount with nothing else to do."""
 NICENESS: Final = 5
@@ -71,7 +73,12 @@ class Worker:
         threading.Thread(target=self._flush_loop, name="flush", daemon=True).start()
         while True:
             idle_s = min(END_SOON_S, self._idle_s) if self._end_soon else self._idle_s
-            ready, _, _ = select.select([self._sock], [], [], idle_s)
+            is_whole = self._end_soon or self.handlers.is_whole
+            wait_s = idle_s if is_whole else min(MOMENT_S, idle_s)
+            ready, _, _ = select.select([self._sock], [], [], wait_s)
+            if not ready and not is_whole:
+                self.handlers.load()
+                continue
             if not ready:
                 with self._busy_lock:
                     if self._busy == 0 and self.session.frozen is None:

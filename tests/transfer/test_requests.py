@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pytest
 from s3ws_fs.transfer import requests
 from s3ws_fs.transfer.requests import GROUPS, Handlers
 from s3ws_fs.transfer.session import Means, Session
+from s3ws_fs.transfer.worker import Worker
 
 
 def test_each_group_answers_what_the_table_says() -> None:
@@ -35,6 +37,23 @@ def test_a_group_is_made_once() -> None:
         owners = {id(getattr(found[names.index(name)], "__self__", None)) for name in names_of}
         assert len(owners) == 1, kind
     assert found == [handlers[name] for name in names]
+
+
+def test_what_was_not_asked_for_is_loaded_too() -> None:
+    handlers = Handlers(Session(Means()))
+    freeze = handlers["freeze"]
+    before = handlers.is_whole
+    handlers.load()
+    assert (before, handlers.is_whole) == (False, True)
+    assert handlers["freeze"] == freeze
+
+
+def test_a_worker_with_a_moment_loads_all_of_it() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = Worker(theirs, idle_s=0.01)
+        worker.run()
+    assert worker.handlers.is_whole
 
 
 def test_what_was_put_in_place_of_one_stays() -> None:

@@ -3,7 +3,8 @@
 Invariants
 1. A request `make-workspace` is answered by the one method `do_make_workspace` there is.
 2. A group is imported when it is first asked for something: a mount needs the first two, and waits
-   for their imports.
+   for their imports. The worker imports the others as soon as it has a moment, lest they are those
+   of another version by then.
 
 Called by worker.
 """
@@ -55,6 +56,16 @@ class Handlers(dict[str, Handler]):
         super().__init__()
         self._session = session
         self._lock = threading.Lock()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every group is loaded."""
+        return self.keys() >= _GROUP_OF.keys()
+
+    def load(self) -> None:
+        """Load what was not asked for yet."""
+        for name in _GROUP_OF:
+            self[name]
 
     def __missing__(self, name: str) -> Handler:
         module, kind = _GROUP_OF[name]
