@@ -141,9 +141,10 @@ def test_allow_other(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_unconditional_store(row: str) -> None:
     """The transfer worker's answer for a server that overwrites where it had to refuse."""
     store = SimpleNamespace(
-        check=lambda: None, probe_conditional=lambda: Conditional(put_must_create=False)
+        check=lambda: None, probe_conditional=lambda _: Conditional(put_must_create=False)
     )
-    worker = cast(Opening, SimpleNamespace(session=SimpleNamespace(store=store)))
+    session = SimpleNamespace(store=store, transfers=None)
+    worker = cast(Opening, SimpleNamespace(session=session))
     with pytest.raises(UserError) as caught:
         Opening.do_probe(worker, {"allow_unconditional": False}, lambda *_: None)
     assert fits(code_of(row)[0], str(caught.value))

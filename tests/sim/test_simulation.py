@@ -201,4 +201,4 @@ def test_a_spool_without_room() -> None:
     def prepare(world: World) -> None:
         world.fills_disk = True
 
-    assert simulate(4, 2 * OPERATIONS, prepare).counts["spool refused"] > 0
+    assert simulate(7, 2 * OPERATIONS, prepare).counts["spool refused"] > 0
