@@ -41,7 +41,7 @@ from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, Tables, map_bytes, open_en
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import META_HEAD, View
 from s3ws_fs.core import failpoints
-from s3ws_fs.core.changefeed import Mark
+from s3ws_fs.core.changefeed import Noted
 from s3ws_fs.core.errors import CacheError, FormatError, FsError
 from s3ws_fs.core.limits import FORMAT_VERSION
 from s3ws_fs.core.records import Head
@@ -155,7 +155,7 @@ class Cache(Bookkeeping):
         """Told of each operation when all of it is written, just before its commit."""
         self.tx_type: Callable[[lmdb.Transaction[bytes], Tables, Head, int], Tx] = Tx
         """What `write` makes: another kind while somebody looks on (cache/feed.py)."""
-        self.on_followed: Callable[[int, list[Mark]], None] | None = None
+        self.on_followed: Callable[[int, list[Noted]], None] | None = None
         """Told of what following changed, while somebody looks on."""
         self.uncovered_bytes = 0
         self._boot_id = boot_id

@@ -11,8 +11,9 @@ Called by daemon, and by cache itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 
 import lmdb
 
@@ -26,11 +27,14 @@ from s3ws_fs.core.changefeed import (
     GONE,
     NAME,
     NEW,
-    Mark,
     Marks,
+    Noted,
     tidy,
 )
 from s3ws_fs.core.records import Head, InodeRec
+
+STAGED_MAX: Final = 64
+"""Transactions that wait to be handed on: many at once cost less than each by itself."""
 
 
 class Feed:
@@ -39,7 +43,7 @@ class Feed:
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._watchers: list[Marks] = []
-        self._staged: tuple[int, list[Mark]] | None = None
+        self._staged: list[tuple[int, Sequence[Noted]]] = []
         self.on_marks: Callable[[], None] = lambda: None
         """Told of each change while somebody watches."""
 
@@ -57,27 +61,33 @@ class Feed:
         if not self._watchers:
             self._cache.tx_type = Tx
             self._cache.on_followed = None
-            self._staged = None
+            self._staged = []
 
-    def _followed(self, generation: int, marks: list[Mark]) -> None:
+    def _followed(self, generation: int, marks: list[Noted]) -> None:
         """What was taken over from another's seal."""
         for watcher in self._watchers:
             watcher.add(generation, tidy(marks))
         self.on_marks()
 
-    def stage(self, generation: int, marks: list[Mark]) -> None:
-        """What a transaction does that is about to be committed (invariant 2)."""
-        self.settle()
-        self._staged = (generation, marks)
-        self.on_marks()
+    def stage(self, generation: int, marks: Sequence[Noted]) -> None:
+        """What a transaction is about to commit (invariant 2); it may be nothing."""
+        staged = self._staged
+        if staged and staged[-1][0] == generation:
+            staged.pop()
+        if marks:
+            if len(staged) >= STAGED_MAX:
+                self.settle()
+            self._staged.append((generation, marks))
+            self.on_marks()
 
     def settle(self) -> None:
         """Hand on what was committed: to be called before marks are taken."""
-        staged = self._staged
-        if staged is not None and staged[0] <= self._cache.generation:
-            for marks in self._watchers:
-                marks.add(*staged)
-            self._staged = None
+        staged, self._staged = self._staged, []
+        if staged and staged[-1][0] > self._cache.generation:
+            self._staged.append(staged.pop())
+        for marks in self._watchers:
+            for generation, noted in staged:
+                marks.add(generation, noted)
 
 
 class WatchedTx(Tx):
@@ -90,48 +100,50 @@ class WatchedTx(Tx):
     ) -> None:
         super().__init__(txn, tables, head, now_ns)
         self._feed = feed
-        self._seen: list[Mark] = []
+        self._seen: list[Noted] = []
 
     def finish(self) -> None:
         """See Tx.finish."""
         super().finish()
         marks = tidy(self._seen)
-        if marks and (not self.is_housekeeping or marks[0].kind == BULK):
-            self._feed.stage(self.generation, marks)
+        if self.is_housekeeping and marks and marks[0][0] != BULK:
+            marks = ()
+        self._feed.stage(self.generation, marks)
 
     def add_inode(self, rec: InodeRec) -> None:
         """See Tx.add_inode."""
-        self._seen.append(Mark(NEW, rec.ino))
         super().add_inode(rec)
+        # In place of the mark of its content.
+        self._seen[-1] = (NEW, rec.ino, 0, b"")
 
     def put_inode(self, rec: InodeRec) -> None:
         """See Tx.put_inode."""
         super().put_inode(rec)
         kind = CONTENT if rec.data_gen == self.generation and not rec.is_dir else ATTRIBUTES
-        self._seen.append(Mark(kind, rec.ino))
+        self._seen.append((kind, rec.ino, 0, b""))
 
     def put_dentry(self, parent: int, name: bytes, ino: int) -> None:
         """See Tx.put_dentry."""
-        self._seen.append(Mark(NAME, ino, parent, name))
+        self._seen.append((NAME, ino, parent, name))
         super().put_dentry(parent, name, ino)
 
     def drop_dentry(self, parent: int, name: bytes) -> None:
         """See Tx.drop_dentry."""
         ino = self.dentry(parent, name)
         if ino is not None:
-            self._seen.append(Mark(GONE, ino, parent, name))
+            self._seen.append((GONE, ino, parent, name))
         super().drop_dentry(parent, name)
 
     def put_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         """See Tx.put_xattr."""
-        self._seen.append(Mark(ATTRIBUTES, ino))
+        self._seen.append((ATTRIBUTES, ino, 0, b""))
         super().put_xattr(ino, name, value)
 
     def drop_xattr(self, ino: int, name: bytes) -> None:
         """See Tx.drop_xattr."""
-        self._seen.append(Mark(ATTRIBUTES, ino))
+        self._seen.append((ATTRIBUTES, ino, 0, b""))
         super().drop_xattr(ino, name)
 
     def bulk(self) -> None:
         """See Tx.bulk."""
-        self._seen.append(Mark(BULK, 0))
+        self._seen.append((BULK, 0, 0, b""))

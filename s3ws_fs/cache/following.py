@@ -29,7 +29,7 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.tx import drop_prefix
 from s3ws_fs.cache.view import META_HEAD
 from s3ws_fs.core import journal, keys, layout
-from s3ws_fs.core.changefeed import ATTRIBUTES, BULK, CONTENT, GONE, NAME, NEW, Mark
+from s3ws_fs.core.changefeed import ATTRIBUTES, BULK, CONTENT, GONE, NAME, NEW, Noted
 from s3ws_fs.core.errors import FormatError
 from s3ws_fs.core.journal import Frame, Header
 from s3ws_fs.core.records import Head, InodeRec, decode_inode, decode_location
@@ -142,14 +142,14 @@ class _Step:
         self.applied = Applied()
         self.put_bytes = 0
         self._on_followed = cache.on_followed
-        self._seen: list[Mark] = []
+        self._seen: list[Noted] = []
 
     # --- who looks on ------------------------------------------------------------------------
 
     def note(self, kind: str, ino: int, parent: int = 0, name: bytes = b"") -> None:
         """Note a change, if somebody wants to know."""
         if self._on_followed is not None:
-            self._seen.append(Mark(kind, ino, parent, name))
+            self._seen.append((kind, ino, parent, name))
 
     def tell(self, generation: int) -> None:
         """It is committed."""

@@ -7,7 +7,8 @@ again with the id misses nothing in between, but what did not fit (`lost`); with
 known (another daemon, or too long ago) it gets a new one, and knows by `from` what it missed.
 
 Invariants
-1. A watcher that has not asked for FORGET_S is forgotten: then nothing is noted for it.
+1. A watcher that hangs up before it has its answer is forgotten at once, and one that has not
+   asked for FORGET_S then: nothing more is noted for it.
 2. Nothing is sent that was not asked for: one that reads slowly holds up nobody, and what waits for
    it is bounded by core/changefeed.MARKS_MAX.
 
@@ -16,6 +17,7 @@ Called by daemon.commands.
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -106,9 +108,14 @@ class Watchers:
             self._feed.settle()
             marks, lost = watcher.marks.take()
             before, watcher.generation = watcher.generation, self._cache.generation
+        except trio.Cancelled:
+            watcher.asked_s = -math.inf
+            raise
+        else:
+            watcher.asked_s = trio.current_time()
         finally:
             watcher.busy -= 1
-            watcher.asked_s = trio.current_time()
+            self.forget()
         return {
             "watcher": name,
             "from": before,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from s3ws_fs.cache.cache import Cache
-from s3ws_fs.cache.feed import Feed
+from s3ws_fs.cache.feed import STAGED_MAX, Feed
 from s3ws_fs.cache.following import Sealed, apply_segment, rebuild
 from s3ws_fs.cache.rewinding import BulkChanges
 from s3ws_fs.cache.tx import Tx
@@ -45,7 +45,7 @@ def taken(feed: Feed, marks: Marks) -> list[tuple[int, Mark]]:
     feed.settle()
     found, lost = marks.take()
     assert lost == 0
-    return found
+    return [(generation, Mark(*mark)) for generation, mark in found]
 
 
 def test_nobody_looks_on_nothing_is_in_the_way(cache: Cache, fs: FileSystem) -> None:
@@ -115,6 +115,30 @@ def test_only_what_was_committed_is_told(cache: Cache, fs: FileSystem) -> None:
     fs.create(ROOT_INO, b"there", 0o644, CRED)
     names = [mark.name for _, mark in taken(feed, marks) if mark.kind == NAME]
     assert names == [b"there"]
+    # The number of one that failed goes to the next, also when that has nothing to tell.
+    cache.before_commit = fail
+    with pytest.raises(FsError):
+        fs.create(ROOT_INO, b"never", 0o644, CRED)
+    cache.before_commit = None
+    with cache.write() as tx:
+        tx.is_housekeeping = True
+        tx.new_ino()
+        tx.changed = True
+    assert taken(feed, marks) == []
+
+
+def test_many_transactions_wait_together_and_none_is_missed(cache: Cache, fs: FileSystem) -> None:
+    feed = Feed(cache)
+    marks = feed.watch()
+    ino = fs.create(ROOT_INO, b"a", 0o644, CRED).ino
+    first = cache.generation
+    count = STAGED_MAX + 2
+    for number in range(count):
+        fs.link(ino, ROOT_INO, b"%d" % number)
+    found = taken(feed, marks)
+    assert [(generation - first, mark.name) for generation, mark in found if mark.name][1:] == [
+        (number + 1, b"%d" % number) for number in range(count)
+    ]
 
 
 def test_it_is_told_at_once(cache: Cache, fs: FileSystem) -> None:

@@ -118,6 +118,23 @@ async def test_who_does_not_ask_again_is_forgotten_and_the_mount_is_as_before(
         nursery.cancel_scope.cancel()
 
 
+async def test_who_hangs_up_before_the_answer_is_forgotten_at_once(
+    cache: Cache, watchers: Watchers, autojump_clock: MockClock
+) -> None:
+    name = (await watchers.changes({}))["watcher"]
+    other = (await watchers.changes({}))["watcher"]
+    with trio.CancelScope() as hung_up:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watchers.changes, {"watcher": name})
+            await wait_all_tasks_blocked()
+            hung_up.cancel()
+    assert hung_up.cancelled_caught and trio.current_time() == 0
+    assert (await watchers.changes({"watcher": other}))["watcher"] == other
+    with trio.move_on_after(1):
+        await watchers.changes({"watcher": other})
+    assert cache.tx_type is Tx
+
+
 async def test_one_who_is_slow_holds_up_no_other(
     fs: FileSystem, watchers: Watchers, autojump_clock: MockClock
 ) -> None:
