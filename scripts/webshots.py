@@ -28,6 +28,7 @@ WIDE: Final = (960, 640)
 PHONE: Final = (390, 720)
 LIVE_S: Final = 40.0
 """How long the charts are watched, with something written meanwhile."""
+PAUSE_LOOKS: Final = 4
 
 SERVER: Final = '''\
 """A small service that answers what it is asked."""
@@ -77,10 +78,13 @@ def watch(host: Host, browser: Browser) -> None:
     number = 0
     while time.monotonic() < until_s:
         number += 1
+        # A file, then time enough for it to be saved.
+        if number % PAUSE_LOOKS:
+            browser.text()
+            time.sleep(1.5)
+            continue
         data = bytes((number * 7 + at) % 251 for at in range(256)) * 400 * (1 + number % 5)
-        (host.mountpoint / "src" / f"model-{number % 4}.bin").write_bytes(data)
-        browser.text()
-        time.sleep(1.5)
+        (host.mountpoint / "src" / f"model-{number // PAUSE_LOOKS % 4}.bin").write_bytes(data)
     (host.mountpoint / "src" / "notes.md").write_text("not saved yet\n")
 
 
@@ -142,6 +146,11 @@ def pictures(host: Host, browser: Browser, link: str, target: Path) -> None:
     browser.click("details.file summary", "server.py")
     browser.find("pre.patch")
     shoot(browser, target, "changes")
+    browser.click("input[aria-label='Select data.bin']")
+    browser.click("button", "Restore selected (1)")
+    browser.find("dialog .paths", "data.bin")
+    shoot(browser, target, "restore-one")
+    browser.press("Escape")
     browser.open(f"{base}/history")
     browser.find("td", "before-refactoring")
     browser.find("td", "backup-")

@@ -2,7 +2,7 @@
 
 Invariants
 1. Nothing is restored that was not shown first: a plan is made by a dry run, and only a plan is
-   carried out, once, within PLAN_S.
+   carried out, once, within PLAN_S: that point, and those paths.
 2. The daemon does it, as for the command. A backup is unpacked into a new directory of the mount
    (snapshot/extract.py: no link is followed, nothing is overwritten).
 
@@ -28,6 +28,7 @@ from s3ws_fs.core.rewind import KINDS, answer_json, path_bytes
 from s3ws_fs.fuse import table
 from s3ws_fs.snapshot.extract import restore
 from s3ws_fs.snapshot.reading import open_backup
+from s3ws_fs.web import files
 from s3ws_fs.web.looks import known_ref
 from s3ws_fs.web.mounts import Mounts
 from s3ws_fs.workspaces.mounts import require_alive
@@ -36,6 +37,9 @@ PLANS_MAX: Final = 32
 PLAN_S: Final = 600.0
 SHOWN_MAX: Final = 100
 """Paths of each kind that are shown."""
+PATHS_MAX: Final = 200
+PATHS_BYTES_MAX: Final = 10_000
+"""Paths of one restore: they fit into a request to the daemon, however they are escaped there."""
 COMPARE_S: Final = 300.0
 TAKE_S: Final = 60.0
 SYNC_S: Final = 300.0
@@ -91,13 +95,17 @@ class Acts:
 
     # --- shown, then done
 
-    def look_at_restore(self, info: MountInfo, ref: object) -> dict[str, Any]:
-        """What a restore would change, and the plan of it. Raises UserError."""
+    def look_at_restore(self, info: MountInfo, ref: object, paths: object = None) -> dict[str, Any]:
+        """What a restore would change, and the plan of it. Raises UserError.
+
+        `paths`: in percent escapes; None: the whole workspace.
+        """
         require_alive(info)
-        args = {"ref": known_ref(ref), "dry_run": True}
+        only = {} if paths is None else {"paths": _known_paths(paths)}
+        args = {"ref": known_ref(ref), **only, "dry_run": True}
         found = self._mounts.request(info, "restore", args, COMPARE_S)
-        number = found["point"]["number"]
-        return _shown(found) | {"plan": self._plans.keep(info, "restore", {"ref": f"#{number}"})}
+        args = {"ref": f"#{found['point']['number']}", **only}
+        return _shown(found) | {"plan": self._plans.keep(info, "restore", args)}
 
     def look_at_undo(self, info: MountInfo) -> dict[str, Any]:
         """The same of an undo. Raises UserError."""
@@ -178,6 +186,29 @@ def _shown(found: dict[str, Any]) -> dict[str, Any]:
         paths = sorted(safe_name(path_bytes(path)) or "." for path in found[kind]["paths"])
         answer[kind] = {"count": found[kind]["count"], "paths": paths[:SHOWN_MAX]}
     return answer
+
+
+def _known_paths(paths: object) -> list[str]:
+    """Paths as a browser sent them, as the daemon takes them. Raises UserError.
+
+    There is at least one, and none is the root: nothing that is left out means all.
+    """
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise UserError("A list of paths is wanted.", exit_code=ExitCode.USAGE)
+    cleaned = [files.named(path) for path in paths]
+    if not all(cleaned) or not cleaned:
+        raise UserError(
+            "No path is named.",
+            remedy="Restore the whole workspace under History.",
+            exit_code=ExitCode.USAGE,
+        )
+    if len(cleaned) > PATHS_MAX or sum(map(len, cleaned)) > PATHS_BYTES_MAX:
+        raise UserError(
+            f"These are too many paths at once (at most {PATHS_MAX}).",
+            remedy="Name directories above them.",
+            exit_code=ExitCode.USAGE,
+        )
+    return [os.fsdecode(path) for path in cleaned]
 
 
 def _backup_name(name: object) -> str:

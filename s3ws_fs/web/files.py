@@ -19,7 +19,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from s3ws_fs.cache.inspect import Entry
 from s3ws_fs.control.registry import MountInfo
@@ -47,6 +47,11 @@ def clean(path: bytes) -> bytes:
             exit_code=ExitCode.USAGE,
         )
     return path
+
+
+def named(text: str) -> bytes:
+    """A path below the root, from an `id` that a browser sent back. Raises UserError."""
+    return clean(unquote_to_bytes(text.encode("ascii", "replace")))
 
 
 @contextmanager

@@ -85,6 +85,7 @@ def _short(change: Change) -> dict[str, Any]:
     }
     if change.old_path is not None:
         found["from_shown"] = safe_name(change.old_path)
+        found["from_id"] = quote_from_bytes(change.old_path)
     return found
 
 

@@ -38,7 +38,7 @@ from functools import partial
 from http import HTTPStatus
 from importlib import resources
 from typing import Any, Final
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote_from_bytes
 
 import trio
 
@@ -62,14 +62,13 @@ TICKET_S: Final = 60.0
 NUMBER_MAX: Final = 1 << 62
 _MINDED: Final = frozenset('<>:"/\\|?*%\ufffd')
 
+_VIEWS: Final = ("overview", "browse", "changes", "history", "restore")
+_SCRIPTS: Final = ("app", "api", "dom", "charts", *_VIEWS)
 _STATIC: Final = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/app.css": ("app.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
-    **{
-        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
-        for name in ("app", "api", "dom", "charts", "overview", "browse", "changes", "history")
-    },
+    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in _SCRIPTS},
 }
 _STATUS: Final = {
     ExitCode.USAGE: HTTPStatus.BAD_REQUEST,
@@ -186,7 +185,7 @@ class Routes:
         if what == "ticket":
             return _as_json(Response(), {"address": self._ticket(info, said.get("path"))})
         act: dict[str, Callable[[], Json]] = {
-            "look/restore": partial(acts.look_at_restore, info, said.get("ref")),
+            "look/restore": partial(acts.look_at_restore, info, said.get("ref"), said.get("paths")),
             "look/undo": partial(acts.look_at_undo, info),
             "look/restore-backup": partial(acts.look_at_backup, info, said.get("name")),
             "confirm": partial(acts.carry_out, info, said.get("plan")),
@@ -208,7 +207,7 @@ class Routes:
         if not isinstance(path, str):
             raise BadRequest(HTTPStatus.BAD_REQUEST, "a path is missing")
         name = secrets.token_urlsafe(16)
-        cleaned = files.clean(_unquoted(path))
+        cleaned = files.named(path)
         self._tickets[name] = _Ticket(info, cleaned, trio.current_time() + TICKET_S)
         while len(self._tickets) > TICKETS_MAX:
             self._tickets.popitem(last=False)
@@ -278,7 +277,3 @@ def _number(text: bytes) -> int:
     if text.isdigit() and len(text) < 20 and int(text) < NUMBER_MAX:
         return int(text)
     raise BadRequest(HTTPStatus.BAD_REQUEST, "a number is wanted")
-
-
-def _unquoted(text: str) -> bytes:
-    return unquote_to_bytes(text.encode("ascii", "replace"))

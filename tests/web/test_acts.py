@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from s3ws_fs.control.registry import MountInfo
+from s3ws_fs.control.wire import encode_request
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.web import acts
 from s3ws_fs.web.acts import PLAN_S, PLANS_MAX, Acts, Plans
@@ -60,6 +61,38 @@ def test_a_restore_is_shown_then_done_once(living: MountInfo, daemon: Daemon) ->
         with pytest.raises(UserError, match="too old"):
             made.carry_out(living, plan)
     assert len(daemon.asked) == 2
+
+
+def test_single_paths_are_shown_then_done(living: MountInfo, daemon: Daemon) -> None:
+    made = Acts(Mounts())
+    shown = made.look_at_restore(living, "15m", ["src/a.py", "%ff%25%C3%BC"])
+    paths = ["src/a.py", "\udcff%\u00fc"]
+    assert daemon.asked == [("restore", {"ref": "15m", "paths": paths, "dry_run": True})]
+    made.carry_out(living, shown["plan"])
+    assert daemon.asked[1:] == [("restore", {"ref": "#7", "paths": paths})]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [[], [""], ["a", ""], "a", 7, {}, [7], [None], [["a"]], ["/a"], ["a/"], ["a//b"], ["."],
+     ["a/../.."], ["%2e%2e/a"], ["%2fa"], ["a"] * (acts.PATHS_MAX + 1),
+     ["a" * acts.PATHS_BYTES_MAX, "a"]],
+)  # fmt: skip
+def test_what_is_no_list_of_paths_restores_nothing(
+    living: MountInfo, daemon: Daemon, paths: Any
+) -> None:
+    """Least of all everything."""
+    with pytest.raises(UserError) as caught:
+        Acts(Mounts()).look_at_restore(living, "15m", paths)
+    assert caught.value.exit_code == ExitCode.USAGE and daemon.asked == []
+
+
+def test_as_many_paths_as_may_be_fit_into_a_request(living: MountInfo, daemon: Daemon) -> None:
+    size = acts.PATHS_BYTES_MAX // acts.PATHS_MAX
+    paths = ["%ff" * size] * acts.PATHS_MAX
+    Acts(Mounts()).look_at_restore(living, "turn:" + "x" * 64, paths)
+    ((cmd, args),) = daemon.asked
+    assert len(args["paths"]) == acts.PATHS_MAX and encode_request(cmd, args)
 
 
 def test_an_undo_is_shown_then_done(living: MountInfo, daemon: Daemon) -> None:

@@ -224,6 +224,78 @@ def test_a_restore_is_shown_confirmed_and_undone(scene: Scene) -> None:
     assert file.read_text() == "spoilt\n"
 
 
+def test_single_paths_of_a_difference_are_restored(scene: Scene) -> None:
+    src = scene.top / "src"
+    (src / "old.py").write_text("old\n")
+    (src / "lost.py").write_text("lost\n")
+    (src / "mine.py").write_text("mine\n")
+    scene.host.s3ws("snapshot", "--name", "whole", scene.top)
+    (src / "lost.py").unlink()
+    (src / "old.py").rename(src / "new.py")
+    (src / "mine.py").write_text("my own\n")
+    scene.host.sync()
+    browser = scene.go("changes?old=whole&new=head")
+    button = "section[aria-label=Difference] button"
+    browser.find(f"{button}:disabled", "Restore selected")
+    browser.click("input[aria-label='Select src/lost.py']")
+    browser.click("input[aria-label='Select src/mine.py']")
+    browser.click("input[aria-label='Select src/new.py']")
+    browser.click("input[aria-label='Select src/mine.py']")
+    browser.click(button, "Restore selected (2)")
+    for path in ("+ src/lost.py", "src/new.py", "src/old.py"):
+        browser.find("dialog .paths", path)
+    assert "mine.py" not in browser.run("return document.querySelector('dialog').textContent")
+    assert not (src / "lost.py").exists()
+    browser.click("dialog button.danger")
+    browser.find(".note", "Restored")
+    assert (src / "lost.py").read_text() == "lost\n" and (src / "old.py").read_text() == "old\n"
+    assert not (src / "new.py").exists() and (src / "mine.py").read_text() == "my own\n"
+
+
+def test_an_earlier_version_of_a_file_is_asked_for_and_comes_back(scene: Scene) -> None:
+    odd = os.path.join(os.fsencode(scene.top), HOSTILE)
+    with open(odd, "w") as file:
+        file.write("spoilt\n")
+    (scene.top / "beside").write_text("newer\n")
+    browser = scene.go("files")
+    browser.click("td a", "<img src=x")
+    browser.find("pre.text", "spoilt")
+    browser.click("button", "Earlier version…")
+    browser.type("dialog input", "no-such-point")
+    browser.press("Enter")
+    browser.find("dialog .error", "no-such-point")
+    browser.click("dialog button", "Close")
+    assert all("404" in each for each in browser.complaints())
+    browser.click("button", "Earlier version…")
+    browser.type("dialog input", "first")
+    browser.press("Enter")
+    browser.find("dialog .paths", "~ <img src=x onerror=alert(1)>")
+    with open(odd) as file:
+        assert file.read() == "spoilt\n"
+    browser.click("dialog button.danger")
+    browser.find("pre.text", MARKUP)
+    with open(odd) as file:
+        assert file.read() == MARKUP + "\n"
+    assert (scene.top / "beside").read_text() == "newer\n"
+
+
+def test_a_path_can_be_named_by_hand(scene: Scene) -> None:
+    (scene.top / "docs ü").mkdir()
+    (scene.top / "docs ü" / "100 %.md").write_text("right\n")
+    scene.host.s3ws("snapshot", "--name", "by-name", scene.top)
+    (scene.top / "docs ü" / "100 %.md").write_text("wrong\n")
+    (scene.top / "beside").write_text("newest\n")
+    browser = scene.go("history")
+    browser.type("input[placeholder^='15m']", "by-name")
+    browser.type("input[placeholder=everything]", "/docs ü/100 %.md")
+    browser.press("Enter")
+    browser.find("dialog .paths", "~ docs ü/100 %.md")
+    browser.click("dialog button.danger")
+    browser.find(".note", "Restored")
+    assert (scene.top / "docs ü" / "100 %.md").read_text() == "right\n"
+    assert (scene.top / "beside").read_text() == "newest\n"
+
+
 def test_a_backup_is_made_and_restored_beside(scene: Scene) -> None:
     (scene.top / "src" / "kept.txt").write_text("in the backup")
     browser = scene.go("history")
@@ -248,7 +320,9 @@ def test_a_snapshot_is_taken_by_its_form(scene: Scene) -> None:
     assert "by-hand" in [each["ref"] for each in shown]
 
 
-@pytest.mark.parametrize("tab", ["", "files", "changes", "history", "file?path=src/a.py"])
+@pytest.mark.parametrize(
+    "tab", ["", "files", "changes?old=first&new=head", "history", "file?path=src/a.py"]
+)
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_it_can_be_read_on_a_phone_and_in_the_dark(scene: Scene, tab: str, dark: bool) -> None:
     browser = scene.browser

@@ -2,6 +2,7 @@
 
 import { encode, get, post } from "./api.js";
 import { badge, bytes, el, failure, show, svg, when } from "./dom.js";
+import { earlier } from "./restore.js";
 
 const STATES = {
   dirty: ["warn", "not saved yet", "dirty: not in the bucket yet"],
@@ -38,16 +39,20 @@ function row(base, entry) {
     el("td", {}, saved(entry)));
 }
 
+const nameOf = (path) => path.map((each) => each.shown).join("/");
+
+const earlierButton = (address, path, refresh) => el("button", { type: "button", onclick: () => earlier(address, path.at(-1).id, nameOf(path), refresh) }, "Earlier version…");
+
 export function directory(address, base, query) {
   const node = el("section", { class: "panel", "aria-label": "Files" }, el("p", { class: "busy" }, "Looking…"));
-  return { node, async refresh() {
+  async function refresh() {
     const page = await get(`${address}/tree`, { path: query.path || "", start: query.start || "0" });
     const folders = page.total <= page.page;
     // All on one page: directories first. Otherwise by name alone, so that pages follow each other.
     const entries = folders ? [...page.entries.filter((e) => e.type === "directory"), ...page.entries.filter((e) => e.type !== "directory")] : page.entries;
     const to = (start) => `${base}/files?${encode({ path: query.path || "", start })}`;
     show(node,
-      el("div", { class: "between" }, crumbs(base, page.path), el("span", { class: "small muted" }, page.total === 1 ? "1 entry" : `${page.total} entries`)),
+      el("div", { class: "between" }, crumbs(base, page.path), el("div", { class: "row middle" }, el("span", { class: "small muted" }, page.total === 1 ? "1 entry" : `${page.total} entries`), page.path.length ? earlierButton(address, page.path, refresh) : null)),
       entries.length ? el("table", { class: "stack" },
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Name"), el("th", { scope: "col", class: "number" }, "Size"), el("th", { scope: "col", class: "wide" }, "Changed"), el("th", { scope: "col" }, "State"))),
         el("tbody", {}, entries.map((entry) => row(base, entry)))) : el("p", { class: "empty" }, "This directory is empty."),
@@ -55,7 +60,8 @@ export function directory(address, base, query) {
         page.start > 0 ? el("a", { class: "button", href: to(Math.max(0, page.start - page.page)) }, "Previous") : null,
         el("span", { class: "muted" }, `${page.start + 1} to ${Math.min(page.total, page.start + page.page)} of ${page.total}`),
         page.start + page.page < page.total ? el("a", { class: "button", href: to(page.start + page.page) }, "Next") : null));
-  } };
+  }
+  return { node, refresh };
 }
 
 // A download goes by an address of its own, which serves once: the browser sends no key with it.
@@ -69,7 +75,7 @@ async function download(address, path) {
 
 export function file(address, base, query) {
   const node = el("section", { class: "panel", "aria-label": "File" }, el("p", { class: "busy" }, "Reading…"));
-  return { node, async refresh() {
+  async function refresh() {
     const found = await get(`${address}/file`, { path: query.path || "" });
     const trouble = el("div");
     const button = el("button", { type: "button", onclick: () => download(address, query.path).catch((error) => show(trouble, failure(error))) }, "Download");
@@ -78,7 +84,8 @@ export function file(address, base, query) {
     else if (!found.size) body = el("p", { class: "empty" }, "The file is empty.");
     else body = [el("pre", { class: "text", tabindex: "0", "aria-label": "Contents" }, found.text),
       found.shown_bytes < found.size ? el("p", { class: "muted small" }, `The first ${bytes(found.shown_bytes)} of ${bytes(found.size)}.`) : null];
-    show(node, el("div", { class: "between" }, crumbs(base, found.path), button),
+    show(node, el("div", { class: "between" }, crumbs(base, found.path), el("div", { class: "row" }, earlierButton(address, found.path, refresh), button)),
       el("p", { class: "muted small" }, `${bytes(found.size)}, mode ${found.mode}, changed `, when(found.mtime_ns / 1e6), " ", saved(found)), trouble, body);
-  } };
+  }
+  return { node, refresh };
 }

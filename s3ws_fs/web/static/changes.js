@@ -1,7 +1,8 @@
 // What changed: by turn, seal by seal, and between any two points, with patches.
 
 import { encode, get } from "./api.js";
-import { bytes, counted, el, failure, show, when } from "./dom.js";
+import { bytes, counted, el, failure, setText, show, when } from "./dom.js";
+import { rewind } from "./restore.js";
 
 const LETTERS = { added: "A", deleted: "D", modified: "M", renamed: "R" };
 
@@ -61,6 +62,27 @@ function changed(address, from, to, change) {
   return node;
 }
 
+// The list of a difference; what is ticked can be restored to what it was before it.
+function difference(address, found, again) {
+  const chosen = new Map();
+  const button = el("button", { type: "button", disabled: true, onclick: () => {
+    const title = chosen.size === 1 ? `Restore ${[...chosen.keys()][0].shown}` : `Restore ${chosen.size} paths`;
+    rewind(address, title, null, "restore", { ref: `#${found.from.number}`, paths: [...chosen.values()].flat() }, again, "Restore");
+  } }, "Restore selected…");
+  const pick = (change) => {
+    const box = el("input", { type: "checkbox", "aria-label": `Select ${change.shown}`, onchange: () => {
+      // Of what was renamed both: one comes, one goes.
+      if (box.checked) chosen.set(change, change.from_id === undefined ? [change.id] : [change.id, change.from_id]);
+      else chosen.delete(change);
+      button.disabled = !chosen.size;
+      setText(button, chosen.size ? `Restore selected (${chosen.size})…` : "Restore selected…");
+    } });
+    return el("div", { class: "pick" }, change.id ? box : el("span", { class: "nobox" }), changed(address, found.from, found.to, change));
+  };
+  const list = found.changes.map(pick);
+  return [el("div", { class: "between" }, el("p", { class: "muted" }, totals(found.counts)), list.length ? button : null), list];
+}
+
 export function turnsOf(snapshots) {
   const turns = new Map();
   for (const each of snapshots) {
@@ -97,8 +119,7 @@ export function changes(address, base, query) {
       const found = await get(`${address}/diff`, { old: a, new: b });
       show(result, el("section", { class: "panel", "aria-label": "Difference" },
         el("div", { class: "between" }, el("h2", {}, `From ${a} to ${b}`), el("span", { class: "small muted" }, `#${found.from.number} → #${found.to.number}`)),
-        el("p", { class: "muted" }, totals(found.counts)),
-        found.changes.map((change) => changed(address, found.from, found.to, change)),
+        difference(address, found, compare),
         found.more ? el("p", { class: "muted" }, `and ${found.more} more`) : null));
     } catch (error) { show(result, failure(error)); }
   }

@@ -1,71 +1,22 @@
-// Snapshots and backups; what brings them back asks first, and shows what would change.
+// Snapshots and backups, and what brings them back.
 
 import { encode, get, post } from "./api.js";
 import { badge, bytes, el, failure, note, show, when } from "./dom.js";
+import { ask, rewind, typed } from "./restore.js";
 
-const KINDS = [["added", "+"], ["changed", "~"], ["deleted", "−"], ["kept", "="]];
 const WORDS = { named: "snapshot", "turn-begin": "begin of a turn", "turn-end": "end of a turn", "before-restore": "before a restore", "before-undo": "before an undo" };
-
-function rewound(found) {
-  if (found.is_nothing) return [el("p", {}, "There is nothing to do: the workspace is as it was then.")];
-  const words = KINDS.filter(([kind]) => found[kind].count).map(([kind]) => `${found[kind].count} ${kind}`);
-  const paths = KINDS.flatMap(([kind, sign]) => [
-    ...found[kind].paths.map((path) => el("div", { class: "mono wrap" }, `${sign} ${path}`)),
-    found[kind].count > found[kind].paths.length ? el("div", { class: "muted small" }, `${sign} and ${found[kind].count - found[kind].paths.length} more`) : null,
-  ]);
-  return [el("p", {}, `${words.join(", ") || "Attributes only"}. `, el("span", { class: "muted" }, `${bytes(found.bytes_back)} come back, ${bytes(found.bytes_gone)} go.`)),
-    el("div", { class: "paths", tabindex: "0", "aria-label": "Paths" }, paths)];
-}
 
 const unpacked = (found) => [
   el("p", {}, `${found.entries === 1 ? "1 entry" : `${found.entries} entries`}, ${bytes(found.bytes)}, into the new directory `, el("code", {}, found.directory), ". Nothing that is there is changed."),
   el("div", { class: "paths", tabindex: "0", "aria-label": "Paths" }, found.paths.map((path) => el("div", { class: "mono wrap" }, path)))];
 
-// A question: what would change is shown, and only what was shown can be confirmed.
-function ask(address, title, hint, look, body, render, done) {
-  const content = el("div", { class: "body" }, el("p", { class: "busy" }, "Comparing…"));
-  const cancel = el("button", { type: "button", onclick: () => dialog.close() }, "Cancel");
-  const go = el("button", { type: "button", class: "danger", disabled: true }, title);
-  const heading = el("h2", { id: "question" }, `${title}?`);
-  const dialog = el("dialog", { "aria-labelledby": "question" }, heading, content, el("div", { class: "row" }, cancel, go));
-  dialog.addEventListener("close", () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
-  cancel.focus();
-  let plan = null;
-  go.addEventListener("click", async () => {
-    go.disabled = cancel.disabled = true;
-    show(content, el("p", { class: "busy", role: "status" }, "At work…"));
-    try {
-      const found = await post(`${address}/confirm`, { plan });
-      dialog.close();
-      done(found);
-    } catch (error) {
-      show(content, failure(error));
-      cancel.disabled = false;
-      cancel.textContent = "Close";
-    }
-  });
-  post(`${address}/look/${look}`, body).then((found) => {
-    plan = found.plan;
-    show(content, hint ? el("p", { class: "muted" }, hint) : null, render(found));
-    go.disabled = Boolean(found.is_nothing);
-    if (found.is_nothing) cancel.textContent = "Close";
-  }).catch((error) => { show(content, failure(error)); cancel.textContent = "Close"; });
-}
-
 export function history(address, base) {
   const snapshots = el("div"), backups = el("div");
   const name = el("input", { required: true, maxlength: "64", pattern: "[A-Za-z0-9._\\-]+", placeholder: "before-refactoring", autocomplete: "off", spellcheck: "false" });
   const point = el("input", { required: true, maxlength: "128", placeholder: "15m, #12 or a time", autocomplete: "off", spellcheck: "false" });
-  const hint = "What is there now becomes a snapshot first: undo brings it back. Open files keep what they have.";
-  const after = (found) => {
-    note(found.is_nothing ? "There was nothing to do." : "Restored. “Undo the last restore” brings back what was there before.");
-    if (!found.is_shown) note("Some names may still be shown to programs as before: `s3ws restart` ends that.");
-    refresh();
-  };
-  const restore = (ref) => ask(address, `Restore ${ref}`, hint, "restore", { ref }, rewound, after);
-  const undo = el("button", { type: "button", onclick: () => ask(address, "Undo the last restore", "What stood before it comes back. An undo can be undone.", "undo", {}, rewound, after) }, "Undo the last restore");
+  const only = el("input", { maxlength: "4096", placeholder: "everything", autocomplete: "off", spellcheck: "false" });
+  const restore = (ref, path = "") => rewind(address, path ? `Restore ${only.value.trim()} of ${ref}` : `Restore ${ref}`, null, "restore", path ? { ref, paths: [path] } : { ref }, refresh, path ? "Restore" : undefined);
+  const undo = el("button", { type: "button", onclick: () => rewind(address, "Undo the last restore", "What stood before it comes back. An undo can be undone.", "undo", {}, refresh) }, "Undo the last restore");
 
   const take = el("form", { class: "row", onsubmit: async (event) => {
     event.preventDefault();
@@ -75,9 +26,9 @@ export function history(address, base) {
       name.value = "";
       await refresh();
     } catch (error) { note(`${error.message} ${error.remedy}`); }
-  } }, el("label", {}, "Name of a new snapshot", name), el("button", {}, "Take a snapshot"));
-  const other = el("form", { class: "row", onsubmit: (event) => { event.preventDefault(); restore(point.value.trim()); } },
-    el("label", {}, "Another point in history", point), el("button", {}, "Restore…"));
+  } }, el("label", {}, "New snapshot", name), el("button", {}, "Take a snapshot"));
+  const other = el("form", { class: "row", onsubmit: (event) => { event.preventDefault(); restore(point.value.trim(), typed(only.value)); } },
+    el("label", {}, "Another point in history", point), el("label", {}, "Only this file or directory", only), el("button", {}, "Restore…"));
 
   const make = el("button", { type: "button" }, "Back up now");
   make.addEventListener("click", async () => {
