@@ -35,7 +35,8 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import targets
-from bench.targets import HERE, Target
+from bench.ground import Ground, Target
+from tests.support.mounting import REPOSITORY
 
 WAYS: Final = ("without", "watched", "again")
 WAIT_S_MAX: Final = 30.0
@@ -119,7 +120,7 @@ def watcher(target: Target, home: Path) -> Iterator[tuple[int, Callable[[], str]
     with printed.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "s3ws_fs", "watch", str(target.directory)],
-            cwd=HERE,
+            cwd=REPOSITORY,
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -161,7 +162,8 @@ def measure(rounds: int, count: int, works: list[str], base: Path, console: Cons
     found = []
     with (
         tempfile.TemporaryDirectory(prefix="s3ws-watching-", dir=base) as name,
-        targets.ours_local(Path(name)) as target,
+        Ground(Path(name)) as ground,
+        targets.ours_local(ground) as target,
     ):
         home = Path(name) / target.name
         for number in track(range(rounds), "measuring", console=console, transient=True):
