@@ -15,7 +15,7 @@ Invariants
 4. Of the points before a restore or an undo the newest is kept whatever its size, until it is too
    old: an undo must not be lost by what the restore removed.
 
-Called by transfer (garbage, audit) and tests.
+Called by transfer (garbage, audit), replica (idle) and tests.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ HISTORY_HOURS: Final = 24.0
 HISTORY_MAX_BYTES: Final = 2048 << 20
 SNAPSHOT_DAYS: Final = 30.0
 """Defaults of the settings."""
+
+LOOK_LATER_HOURS: Final = 2.0
+"""So much later than its limits say is an idle workspace's history looked at: nothing that was put
+within an hour is removed (transfer.garbage), and the store's clock may be another."""
 
 _HOUR_NS: Final = 3_600_000_000_000
 
@@ -97,6 +101,24 @@ def expired(marks: Iterable[Mark], now_ns: int, days: float) -> list[Mark]:
     """Automatic snapshots that are too old."""
     limit_ns = now_ns - int(days * 24 * _HOUR_NS)
     return [mark for mark in marks if mark.kind != NAMED and mark.put_ns <= limit_ns]
+
+
+def next_look_ns(sealed_ns: int, looks_ns: Sequence[int], limits: Limits) -> int | None:
+    """When history has to be looked at next though nothing changes; None: there is nothing more.
+
+    `sealed_ns`: when the newest change was sealed; `looks_ns`: the looks since. Each seals the same
+    state again, with a checkpoint. The first comes when only that state is left in the window; what
+    it is made of goes with the second, when the window begins at the first one's checkpoint. One
+    more comes when automatic snapshots are too old.
+    """
+    hours_ns = int((limits.hours + LOOK_LATER_HOURS) * _HOUR_NS)
+    days_ns = int((limits.days * 24 + LOOK_LATER_HOURS) * _HOUR_NS)
+    wanted = [sealed_ns + hours_ns, sealed_ns + days_ns]
+    first = min((at for at in looks_ns if at >= wanted[0]), default=None)
+    if first is not None:
+        wanted.append(first + hours_ns)
+    newest = max(looks_ns, default=sealed_ns)
+    return min((at for at in wanted if at > newest), default=None)
 
 
 def tops(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -97,9 +98,9 @@ class Cycle:
             if again_s is not None and again_s <= trio.current_time():
                 self.is_scan_due = True
             unknown = None if is_quiet else await self._reconcile()
-            flush_id, has_mirror_work = await self._until(
-                self._flusher.flush, self._schedule.wait_hurry
-            )
+            # Nobody who waits for a cycle waits for that of an idle workspace.
+            flush = partial(self._flusher.flush, idle=progress is None)
+            flush_id, has_mirror_work = await self._until(flush, self._schedule.wait_hurry)
         except BaseException:
             self._schedule.give_back(oldest_s)
             raise

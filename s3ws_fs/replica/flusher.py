@@ -31,6 +31,7 @@ from s3ws_fs.core.ids import RandBits, new_id
 from s3ws_fs.core.outside import Found
 from s3ws_fs.core.types import SELF_OBJECT
 from s3ws_fs.replica import position
+from s3ws_fs.replica.idle import IdleLooks
 from s3ws_fs.replica.position import Sealed
 from s3ws_fs.transfer import wire
 from s3ws_fs.transfer.client import WorkerClient
@@ -102,12 +103,15 @@ class Flusher:
         self.checkpoint_error: str | None = None
         self.garbage_error: str | None = None
         """Why the last collection of garbage removed nothing; nothing depends on it but space."""
+        self.idle = IdleLooks(cache, config.history_limits)
         self.history_from = 0
         """The number from which on all points are kept, as the last collection left it."""
 
     def load(self) -> None:
         """Take over what the cache remembers (after prepare)."""
-        self.sealed_generation = Sealed.from_json(self._cache.get_json("sealed")).generation
+        sealed = Sealed.from_json(self._cache.get_json("sealed"))
+        self.sealed_generation = sealed.generation
+        self.idle.load(sealed.number)
         mirrored = self._cache.get_json("mirrored")
         self.mirrored_generation = mirrored if isinstance(mirrored, int) else 0
         listed = self._cache.get_json("unmirrored")
@@ -122,11 +126,14 @@ class Flusher:
         """The newest segment, while it is known that it is ours and the newest."""
         return self._sealed
 
-    async def flush(self, *, mirror: bool = True, collect: bool = True) -> tuple[str, bool]:
+    async def flush(
+        self, *, mirror: bool = True, collect: bool = True, idle: bool = False
+    ) -> tuple[str, bool]:
         """Freeze and seal what is dirty; returns the flush's id and whether the mirror has work.
 
         Without `mirror` no pass follows, and nothing is planned for one; without `collect` no
-        checkpoint is made, and so no garbage collected: a later flush does.
+        checkpoint is made, and so no garbage collected: a later flush does. With `idle` that is
+        done, though nothing is dirty, when it is due (idle.py).
         Raises StoreError, FormatError, FencedError, FsError; then nothing was forgotten.
         """
         if self.fenced is not None:
@@ -134,7 +141,8 @@ class Flusher:
         # Before anything is waited for: `stop_mirror` is of this one from now on.
         self._flush_id = new_id(self._randbits)
         try:
-            return await self._flush(self._flush_id, mirror, collect)
+            look = idle and self.idle.is_due()
+            return await self._flush(self._flush_id, mirror, collect, look)
         except wire.FencedError as exc:
             self.fence(exc)
             raise
@@ -154,7 +162,9 @@ class Flusher:
             self.fenced_s = trio.current_time()
         self._sealed = None
 
-    async def _flush(self, flush_id: str, mirror: bool, collect: bool) -> tuple[str, bool]:
+    async def _flush(
+        self, flush_id: str, mirror: bool, collect: bool, look: bool
+    ) -> tuple[str, bool]:
         if not self._cache.restore_complete:
             # Never met: prepare refuses or makes it whole. The last lock on the door.
             raise CacheError("the cache holds no whole workspace: nothing is pushed from it")
@@ -164,6 +174,7 @@ class Flusher:
             self._segments + 1 >= CHECKPOINT_EVERY_SEGMENTS
             or self._segment_bytes >= CHECKPOINT_EVERY_BYTES
             or bool(self._cache.get_json(position.CHECKPOINT_DUE))
+            or look
         )
         self.state = "freezing"
         begun_s = trio.current_time()
@@ -181,6 +192,7 @@ class Flusher:
             "prefix_bytes": len(self._config.workspace.prefix),
             "epoch": self._epoch(),
             "mirror": mirror,
+            "alone": look,
         }
         frozen = await self._worker.ask("freeze", freeze=ask)
         generation = frozen["generation"]
@@ -201,6 +213,7 @@ class Flusher:
             self.seals_s += self.last_sealed_s - begun_s
             self._segments += 1
             self._segment_bytes += frozen["segment_bytes"]
+            self.idle.sealed(number, is_change=bool(frozen["records"]))
         self.sealed_generation = generation
         if frozen["checkpoint"]:
             await self._checkpoint(flush_id)

@@ -273,7 +273,8 @@ class Replicator(Replica):
             return now_s
         if self._cycle.is_mirror_behind():
             return now_s + self._lease.quiet_left_s()
-        return self._cycle.look_again_s()
+        wanted = (self._cycle.look_again_s(), self._flusher.idle.due_s(now_s))
+        return min((due_s for due_s in wanted if due_s is not None), default=None)
 
     async def _cycle_safely(self) -> bool:
         """One cycle; errors go to health and the wait before the next. True when all went well."""

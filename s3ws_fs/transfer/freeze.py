@@ -77,6 +77,8 @@ class FreezeRequest:
     epoch: int = 0
     mirror: bool = True
     """Whether a mirror pass follows; without it nothing is planned for one."""
+    alone: bool = False
+    """Whether it is sealed, for its checkpoint's sake, though nothing is dirty."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> FreezeRequest:
@@ -263,7 +265,7 @@ def _freeze(
             view, changed, head.generation, prefix_bytes, located, whole, stopped=stopped
         )
     frozen = Frozen(ask.flush_id, head.generation, ask.number, todo, blobs=placer.blobs)
-    if not (puts or tombs or located):
+    if not (puts or tombs or located or ask.alone):
         return frozen
     for table in (keys.T_INODES, *(t for t in tombs if t != keys.T_INODES)):
         segment.add_tombs(table, tombs.get(table, ()))

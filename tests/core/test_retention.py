@@ -171,3 +171,33 @@ def test_the_newest_undo_stays_whatever_its_size() -> None:
 def test_limits_survive_json() -> None:
     limits = Limits(1.5, 77, 3.0)
     assert Limits.from_json(limits.to_json()) == limits
+
+
+limits = st.builds(Limits, st.floats(0, 10_000), st.just(0), st.floats(0, 1000))
+
+
+@given(limits, st.integers(0, 1 << 60), st.lists(st.integers(0, 100 * H), min_size=8, max_size=8))
+def test_looks_come_to_an_end(limits: Limits, sealed_ns: int, late: list[int]) -> None:
+    """Each when something may have become too old, however late it is done; three at most."""
+    looks: list[int] = []
+    hours = sealed_ns + int((limits.hours + retention.LOOK_LATER_HOURS) * H)
+    days = sealed_ns + int((limits.days * 24 + retention.LOOK_LATER_HOURS) * H)
+    while (due := retention.next_look_ns(sealed_ns, looks, limits)) is not None:
+        assert due > max(looks, default=sealed_ns)
+        assert due >= min(hours, days)
+        looks.append(due + late[len(looks)])
+        assert len(looks) <= 3
+    windowed = [at for at in looks if at >= hours]
+    assert max(windowed) - min(windowed) >= hours - sealed_ns
+    assert max(looks) >= days
+
+
+def test_a_look_asks_for_the_next_one() -> None:
+    limits = Limits(hours=24, days=30)
+    first, second, last = 26 * H, 52 * H, (30 * 24 + 2) * H
+    assert retention.next_look_ns(0, [], limits) == first
+    assert retention.next_look_ns(0, [first + 5], limits) == second + 5
+    assert retention.next_look_ns(0, [first, second], limits) == last
+    assert retention.next_look_ns(0, [first, second, last], limits) is None
+    # One that comes after all of it is both the first and the last.
+    assert retention.next_look_ns(0, [last], limits) == last + first

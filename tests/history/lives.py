@@ -106,9 +106,11 @@ class Lived:
 
     def seal(self) -> None:
         is_fold = self.rng.random() < 0.3
-        frozen = self.life.seal(at_once(), checkpoint=is_fold)
+        frozen = self.life.seal(at_once(), checkpoint=is_fold, alone=is_fold)
         if frozen is None:
             return
+        assert frozen.header is not None
+        self.seen["sealed alone"] += not frozen.header.puts + frozen.header.tombs
         with self.life.cache.read() as view, view.txn.cursor(db=view.db.chunks) as cursor:
             self.names[self.life.number] = {keys.unpack_u64(raw) for _, raw in cursor}
         try:

@@ -102,7 +102,7 @@ class Life:
         self.fs.rename(ROOT_INO, old, ROOT_INO, new)
         self.tree[new] = self.tree.pop(old)
 
-    def ask(self, *, checkpoint: bool) -> FreezeRequest:
+    def ask(self, *, checkpoint: bool, alone: bool = False) -> FreezeRequest:
         """The next freeze."""
         return FreezeRequest(
             workspace=WORKSPACE,
@@ -115,14 +115,18 @@ class Life:
             created_ns=next(self.ids),
             checkpoint=checkpoint,
             prefix_bytes=30,
+            alone=alone,
         )
 
-    def seal(self, pool: Executor, *, checkpoint: bool = False) -> Frozen | None:
-        """Freeze, seal and forget, as the flusher does; the caller closes what comes out."""
+    def seal(
+        self, pool: Executor, *, checkpoint: bool = False, alone: bool = False
+    ) -> Frozen | None:
+        """Freeze, seal and forget, as the flusher does; the caller closes what comes out. `alone`:
+        also when nothing is dirty."""
         frozen = freezing.freeze(
             self.cache,
             self.directory,
-            self.ask(checkpoint=checkpoint),
+            self.ask(checkpoint=checkpoint, alone=alone),
             randbits=lambda bits: next(self.ids),
         )
         if frozen.segment is None:
