@@ -33,6 +33,17 @@ from s3ws_fs.launch.end import counted
 LETTERS: Final = {ADDED: "A", DELETED: "D", MODIFIED: "M", RENAMED: "R"}
 
 
+GIT_DIR: Final = b".git"
+
+
+def git_dir_of(path: bytes) -> bytes | None:
+    """The git directory that a path is within; None for all others, and for the directory."""
+    names = path.split(b"/")
+    if GIT_DIR not in names[:-1]:
+        return None
+    return b"/".join(names[: names.index(GIT_DIR) + 1])
+
+
 def name_of(path: bytes) -> str:
     """A path for a terminal; the root is "."."""
     return report.safe_name(path) or "."
@@ -84,6 +95,25 @@ def _content(old: InodeRec, new: InodeRec) -> str:
     if old.size == new.size:
         return report.human_bytes(new.size)
     return f"{report.human_bytes(old.size)} -> {report.human_bytes(new.size)}"
+
+
+def folded(changes: list[Change]) -> tuple[list[Change], list[str]]:
+    """The changes outside of git's own directories, and a line for each of these directories."""
+    outside: list[Change] = []
+    inside: dict[bytes, list[Change]] = {}
+    for change in changes:
+        top = git_dir_of(change.path)
+        came_in = change.old_path is not None and git_dir_of(change.old_path) is None
+        if top is None or came_in:
+            outside.append(change)
+        else:
+            inside.setdefault(top, []).append(change)
+    lines = []
+    for top, group in sorted(inside.items()):
+        found = counts(group)
+        said = ", ".join(f"{found[kind]} {kind}" for kind in KINDS if found[kind])
+        lines.append(f"M  {name_of(top)}/  ({said}; --all names them)")
+    return outside, lines
 
 
 def summary(found: dict[str, int]) -> str:

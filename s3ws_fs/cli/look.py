@@ -79,7 +79,9 @@ def _point_json(ref: str, point: Point) -> dict[str, Any]:
 @click.option("--patch", "-p", "as_patch", is_flag=True, help="Unified diffs of the contents.")
 @click.option("--stat", "as_stat", is_flag=True, help="Totals for each directory only.")
 @click.option("--path", "paths", multiple=True, help="Only what is at or below it (repeatable).")
-@click.option("--all", "with_noise", is_flag=True, help="Times of directories, too.")
+@click.option(
+    "--all", "with_noise", is_flag=True, help="What is in .git, and times of directories, too."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @workspace_flags
 def diff(
@@ -101,7 +103,9 @@ def diff(
     ago), turn:NAME[:begin], head or undo. Of a mounted workspace head is what is there now.
 
     A added, D deleted, M modified, R renamed. A renamed directory is one change. Each path is shown
-    with what differs: content (sizes), mode, owner, times, xattrs.
+    with what differs: content (sizes), mode, owner, times, xattrs. What git keeps for itself, in
+    .git, is one line (and no part of a patch) unless --all, or a PATH in there, asks for it; --json
+    has all of it.
     """
     if as_patch + as_stat + as_json > 1:
         raise _usage("--patch, --stat and --json exclude each other.", "Choose one.")
@@ -124,13 +128,18 @@ def diff(
                 "changes": [to_json(change) for change in shown],
             }
             report.echo_json(sides)
-        elif as_patch:
-            _write_patches(store, found, shown, pool)
         elif as_stat:
             for line in changes.stat_lines(shown, STAT_DEPTH):
                 report.echo(line)
         else:
-            _print(shown)
+            is_asked = with_noise or any(changes.GIT_DIR in path.split(b"/") for path in below)
+            outside, lines = (shown, []) if is_asked else changes.folded(shown)
+            if as_patch:
+                _write_patches(store, found, outside, pool)
+                for line in lines:
+                    report.note(f"s3ws: not in the patch: {line}")
+            else:
+                _print(outside, lines, changes.summary(counts(shown)))
 
 
 def _require_path(given: str, path: bytes, views: Iterable[TreeView]) -> None:
@@ -158,12 +167,13 @@ def _two_refs(given: tuple[str, ...], turn: str | None) -> tuple[tuple[str, str]
     return (old, new), tuple(more)
 
 
-def _print(shown: list[Change]) -> None:
+def _print(shown: list[Change], folded: list[str], summary: str) -> None:
     for change in shown[:LINES_MAX]:
         report.echo(changes.line(change))
     if len(shown) > LINES_MAX:
         report.echo(f"and {len(shown) - LINES_MAX} more (--json has all)")
-    report.echo(changes.summary(counts(shown)))
+    for line in (*folded, summary):
+        report.echo(line)
 
 
 def _write_patches(
@@ -226,6 +236,9 @@ def log(
         kept = Kept(limit, LOG_JSON_MAX if as_json else LOG_SHOWN)
         for step in looking.steps(store, survey, first, last.number, pool):
             shown = [c for c in select(step.changes, below) if with_noise or not c.is_noise]
+            if not as_json and not with_noise:
+                # Few are named: what somebody did comes before what git keeps for itself.
+                shown.sort(key=lambda change: changes.git_dir_of(change.path) is not None)
             if shown or not below:
                 kept.add(step.header, step.modified_ns, shown)
     for told in reversed(kept.told):

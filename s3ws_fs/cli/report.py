@@ -142,7 +142,7 @@ class _PlainProgress:
         if (phase, tenth) == self._last:
             return
         self._last = (phase, tenth)
-        amount = f" {done}/{total}" if total else ""
+        amount = f" {done or 0}/{total}" if total else ""
         click.echo(f"{safe(self._title)}: {safe(phase)}{amount}", err=True)
 
 

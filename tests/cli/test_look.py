@@ -191,6 +191,44 @@ def some() -> list[Change]:
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "git_dir"),
+    [
+        (b".git/index", b".git"),
+        (b"a/b/.git/objects/.git/x", b"a/b/.git"),
+        (b".git", None),
+        (b"a/.gitignore", None),
+        (b".github/x", None),
+        (b"", None),
+    ],
+)
+def test_what_is_within_gits_own_directory(path: bytes, git_dir: bytes | None) -> None:
+    assert changes.git_dir_of(path) == git_dir
+
+
+def test_gits_own_files_are_a_line() -> None:
+    """A commit buried what the turn had done under its objects."""
+    mine = [
+        Change(ADDED, b"a", after=rec()),
+        Change(ADDED, b".git", after=rec()),
+        Change(RENAMED, b".git/got-in", rec(), rec(), b"mine"),
+        Change(RENAMED, b"got-out", rec(), rec(), b".git/x"),
+    ]
+    gits = [
+        Change(ADDED, b".git/objects/1", after=rec()),
+        Change(DELETED, b".git/ORIG_HEAD", before=rec()),
+        Change(RENAMED, b".git/b", rec(), rec(), b".git/a"),
+        Change(MODIFIED, b"sub\xff/.git/index", rec(), rec(), None, (CONTENT,)),
+    ]
+    outside, lines = changes.folded([*mine, *gits])
+    assert outside == mine
+    assert lines == [
+        "M  .git/  (1 added, 1 deleted, 1 renamed; --all names them)",
+        "M  sub\\xff/.git/  (1 modified; --all names them)",
+    ]
+    assert changes.folded(mine[:1]) == (mine[:1], [])
+
+
 def test_totals() -> None:
     found = counts(some())
     assert found == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from s3ws_fs.core.errors import ExitCode
-from tests.support import trees
+from tests.support import git_states, trees
 from tests.support.buckets import Bucket
 from tests.support.host import NEVER_BY_ITSELF, Host, HostMaker
 from tests.support.trees import Manifest
@@ -184,6 +185,31 @@ def test_a_patch_is_what_git_applies(host: Host, tmp_path: Path) -> None:
     assert {p for p, n in shown.items() if n.kind == "file"} == {
         p for p, n in wanted.items() if n.kind == "file"
     }
+
+
+@only_local
+def test_what_git_keeps_for_itself_does_not_bury_the_rest(host: Host, tmp_path: Path) -> None:
+    top = host.mountpoint
+    before = tmp_path / "before"
+    shutil.copytree(top, before, symlinks=True)
+    git_states.run_script("git init -q -b main .; git add -A; git commit -qm one", top)
+    (top / "zz.txt").write_text("mine")
+    host.sync()
+    lines = host.s3ws("diff", "#1", "-m", top).stdout.splitlines()
+    assert "A  .git/" in lines
+    folded = [line for line in lines if line.startswith("M  .git/")]
+    assert len(folded) == 1 and "added; --all names them" in folded[0]
+    assert "A  zz.txt  (4 B)" in lines
+    for words in (("--all",), (".git",)):
+        assert "A  .git/HEAD  (21 B)" in host.s3ws("diff", "#1", "#2", *words, "-m", top).stdout
+    # git refuses a patch that touches its own directory.
+    done = host.s3ws("diff", "#1", "#2", "--patch", "-m", top)
+    assert ".git/" not in done.stdout and "not in the patch: M  .git/" in done.stderr
+    (tmp_path / "patch").write_text(done.stdout)
+    git_states.run_script("git apply ../patch", before)
+    assert (before / "zz.txt").read_text() == "mine"
+    shown = host.s3ws("log", "-n", "1", "-m", top).stdout.splitlines()
+    assert shown.index("    A  zz.txt  (4 B)") < shown.index("    A  .git/HEAD  (21 B)")
 
 
 @only_local
