@@ -46,8 +46,8 @@ class IdleLooks:
         except (KeyError, TypeError, ValueError):
             # None yet, or none that can be read: invariant 2.
             self._looks_ns = []
+        # Not noted before something is sealed: a mount may begin on a disk that is full.
         self._sealed_ns, self._looks_ns = self._cache.now_ns(), []
-        self._note(number)
 
     def sealed(self, number: int, *, is_change: bool) -> None:
         """A segment was sealed: with changes, or a look's."""
