@@ -5,6 +5,7 @@ beginning it reads from a file in memory, with one request in it at a time, and 
 there too; from then on, from the kernel itself (dup2).
 
     first daemon    INIT is read, noted in the holder's memory, and handed over; so is the answer
+                    (both as fuse.greeting has them)
     a later one     the INIT noted is played to it, its answer is dropped; then the kernel is asked
                     for what was never answered, and each of these requests is handed over
 
@@ -31,6 +32,7 @@ from collections.abc import Callable
 from typing import Final
 
 from s3ws_fs.core.errors import UserError
+from s3ws_fs.fuse.greeting import Greeting
 from s3ws_fs.fuse.once import Once
 from s3ws_fs.holder.memory import Memory
 
@@ -51,7 +53,7 @@ class Device:
     """One daemon's way to the kernel. `number` is the descriptor for libfuse.
 
     memory, once: those of the holder. adopted: the mount stood before this daemon. through: called
-    when there is nothing left to do here.
+    when there is nothing left to do here. keeps_pages: see fuse.greeting.
     """
 
     def __init__(
@@ -62,9 +64,11 @@ class Device:
         *,
         adopted: bool,
         through: Callable[[], None],
+        keeps_pages: bool = True,
     ) -> None:
         self.kernel_fd = kernel_fd
         self._memory = memory
+        self._keeps_pages = keeps_pages
         self.once = once
         self._through = through
         self._poll = select.poll()
@@ -91,12 +95,17 @@ class Device:
     def _await_init(self) -> bool:
         if not self._poll.poll(0):
             return False
-        self._hand_over(os.read(self.kernel_fd, _BUFFER_EXTRA_BYTES))
+        self._raw = os.read(self.kernel_fd, _BUFFER_EXTRA_BYTES)
+        self._greet(b"")
         self._step = self._answer_init
         return True
 
+    def _greet(self, reply: bytes) -> None:
+        self._greeting = Greeting(self._raw, reply, keeps_pages=self._keeps_pages)
+        self._hand_over(self._greeting.request())
+
     def _answer_init(self) -> bool:
-        for reply in self._take_replies():
+        for reply in map(self._greeting.reply, self._take_replies()):
             # Noted first: should we die in between, the next daemon answers INIT with it.
             self._memory.set_init(self._raw, reply)
             self._send(reply)
@@ -104,13 +113,15 @@ class Device:
         return False
 
     def _play_init(self) -> bool:
-        self._hand_over(self._memory.init_request)
+        self._raw = self._memory.init_request
+        self._greet(self._memory.init_reply)
         self._step = self._compare_init
         return True
 
     def _compare_init(self) -> bool:
         body = slice(_OUT_HEADER.size, None)
-        if [reply[body] for reply in self._take_replies()] != [self._memory.init_reply[body]]:
+        replies = map(self._greeting.reply, self._take_replies())
+        if [reply[body] for reply in replies] != [self._memory.init_reply[body]]:
             raise UserError(
                 "this version agrees on another protocol with the kernel than the one that mounted",
                 remedy="unmount, and mount again",
@@ -167,7 +178,6 @@ class Device:
     # --- the file in memory ----------------------------------------------------------------
 
     def _hand_over(self, raw: bytes) -> None:
-        self._raw = raw
         file = os.memfd_create("s3ws-request", os.MFD_CLOEXEC)
         os.write(file, raw)
         os.lseek(file, 0, os.SEEK_SET)

@@ -236,7 +236,7 @@ class Held:
     through: Callable[[], None]
 
 
-def _held_device(held: Held, kernel_fd: int, number: int | None) -> Device:
+def _held_device(held: Held, kernel_fd: int, number: int | None, *, keeps_pages: bool) -> Device:
     if held.kernel_fd is None:
         held.memory.set_connection(number)
         held.keep(kernel_fd)
@@ -246,6 +246,7 @@ def _held_device(held: Held, kernel_fd: int, number: int | None) -> Device:
         held.once,
         adopted=held.kernel_fd is not None,
         through=held.through,
+        keeps_pages=keeps_pages,
     )
 
 
@@ -275,7 +276,10 @@ def mounted(
             _mount_by_helper(mountpoint, allow_other, read_only) if direct is None else direct
         )
         number = table.connection_id(mountpoint)
-    device = None if held is None else _held_device(held, kernel_fd, number)
+    device = None
+    if held is not None:
+        # What a read-only mount shows changes by itself, also while a program has it open.
+        device = _held_device(held, kernel_fd, number, keeps_pages=not read_only)
     mount = Mount(mountpoint, number, device, kernel_fd)
     with _captured_stderr() as said:
         try:

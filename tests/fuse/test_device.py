@@ -107,6 +107,30 @@ def begun(kernel: Kernel, reply_body: bytes = INIT_BODY) -> Device:
     return device
 
 
+def test_the_greeting_is_put_right_for_both(kernel: Kernel) -> None:
+    """What libfuse is shown and what the kernel hears: see fuse.greeting."""
+    flags_at = slice(12, 16)
+    offer, heard = bytearray(INIT_RAW), bytearray(answer(2, INIT_BODY))
+    offer[40 + 12 : 40 + 16] = (1 << 12 | 1 << 28 | 1 << 30).to_bytes(4, "little")
+    heard[16 + 12 : 16 + 16] = (1 << 28).to_bytes(4, "little")
+    device = kernel.device(adopted=False)
+    kernel.end.send(offer)
+    assert device.step()
+    assert serve(device, answer(2, INIT_BODY))[40:][flags_at] == (1 << 28 | 1 << 30).to_bytes(
+        4, "little"
+    )
+    device.step()
+    assert kernel.got() == [heard]
+    noted = kernel.memory.init_request, kernel.memory.init_reply
+    assert noted == (bytes(offer), bytes(heard))
+    later = kernel.device(adopted=True)
+    assert later.step()
+    assert serve(later, answer(2, INIT_BODY))[40:][flags_at] == (1 << 28 | 1 << 30).to_bytes(
+        4, "little"
+    )
+    assert not later.step() and later.is_direct
+
+
 def test_a_later_one_with_nothing_to_answer(kernel: Kernel) -> None:
     device = begun(kernel)
     assert not device.step() and device.is_direct and kernel.through == 1

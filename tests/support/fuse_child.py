@@ -3,9 +3,10 @@
 `python -m tests.support.fuse_child JSON --ready-fd N`, where JSON has mountpoint, cache, and maybe
 allow_other, uid_map, gid_map, quota_bytes, adaptive_wait_us, faulty, traced, by_helper. With
 `faulty`, names that start with `fault-` make the filesystem raise what no filesystem should. With
-`traced`, each request for an extended attribute is a line of the log. With `by_helper`, fusermount3
-mounts, as where mount(2) is not allowed. With `behind` (the path of a socket), it takes changes
-that do not come through the kernel (see `Behind`).
+`traced`, each request for bytes or an extended attribute is a line of the log. With `by_helper`,
+fusermount3 mounts, as where mount(2) is not allowed. With `unheld` there is no holder's memory, and
+libfuse greets the kernel by itself. With `behind` (the path of a socket), it takes changes that do
+not come through the kernel (see `Behind`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import trio
 
-from s3ws_fs.cache.cache import Identity, open_cache
+from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.cache.durability import Durability
 from s3ws_fs.core.clock import CLOCK_REALTIME_COARSE, Clock
 from s3ws_fs.core.types import Attr, Cred, NeedExtents, Outdated
@@ -29,8 +30,10 @@ from s3ws_fs.daemon import logs
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.fuse import mount
 from s3ws_fs.fuse.invalidate import KernelCache
+from s3ws_fs.fuse.once import Once
 from s3ws_fs.fuse.operations import Operations
 from s3ws_fs.fuse.translate import IdMap
+from s3ws_fs.holder import memory
 
 log = logging.getLogger("s3ws_fs.traced")
 
@@ -64,6 +67,10 @@ class TracedFileSystem(FileSystem):
     def getxattr(self, ino: int, name: bytes) -> bytes:
         log.info("getxattr %d %s", ino, name.decode())
         return super().getxattr(ino, name)
+
+    def read(self, ino: int, offset: int, length: int) -> bytes | NeedExtents:
+        log.info("read %d %d %d", ino, offset, length)
+        return super().read(ino, offset, length)
 
 
 class Behind:
@@ -121,16 +128,20 @@ async def run(options: dict[str, Any], ready_fd: int) -> None:
             quota_inodes=options.get("quota_inodes", 1_000_000),
         )
         fs.make_root(uid=os.getuid(), gid=os.getgid(), mode=0o755)
+        held = None if options.get("unheld") else _held(cache)
         operations = Operations(
             fs,
             fetch=_no_fetch,
             wait_durable=Durability(cache).ensure,
             settled=clock.settled,
+            once=None if held is None else held.once,
             uids=IdMap(options.get("uid_map", ())),
             gids=IdMap(options.get("gid_map", ())),
         )
         allow_other = options.get("allow_other", os.geteuid() == 0)
-        with mount.mounted(operations, options["mountpoint"], allow_other=allow_other) as ours:
+        with mount.mounted(
+            operations, options["mountpoint"], allow_other=allow_other, held=held
+        ) as ours:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_announce, operations, ours, ready_fd)
                 nursery.start_soon(_obey, ours)
@@ -138,9 +149,21 @@ async def run(options: dict[str, Any], ready_fd: int) -> None:
                 if "behind" in options:
                     kernel.open(ours.kernel_fd)
                     nursery.start_soon(Behind(fs, kernel).serve, options["behind"])
-                await mount.serve(adaptive_wait_us=options.get("adaptive_wait_us", 40))
+                await mount.serve(
+                    adaptive_wait_us=options.get("adaptive_wait_us", 40), device=ours.device
+                )
                 await kernel.close()
                 nursery.cancel_scope.cancel()
+
+
+def _held(cache: Cache) -> mount.Held:
+    """What a holder would mean: its memory, and nobody behind it."""
+    fd = memory.create()
+    kept = memory.Memory(fd)
+    os.close(fd)
+    once = Once(kept, cache.generation)
+    cache.before_commit = once.committing
+    return mount.Held(kept, once, None, lambda _: None, lambda: None)
 
 
 async def _no_fetch(need: NeedExtents) -> None:
