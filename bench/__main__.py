@@ -20,10 +20,10 @@ from bench.peers import PEERS
 from bench.programs import PROGRAMS
 from bench.results import Options, Results
 from bench.targets import TARGETS, USUAL
-from bench.workloads import FULL, MEDIUM, QUICK, SCENARIOS, TINY
+from bench.workloads import BRIEF, FULL, MEDIUM, QUICK, SCENARIOS, TINY
 
-SCALES = {"full": FULL, "medium": MEDIUM, "quick": QUICK, "tiny": TINY}
-ROUNDS = {"full": 5, "medium": 3, "quick": 2, "tiny": 1}
+SCALES = {"full": FULL, "medium": MEDIUM, "quick": QUICK, "brief": BRIEF, "tiny": TINY}
+ROUNDS = {"full": 5, "medium": 3, "quick": 2, "brief": 9, "tiny": 1}
 ALL = (*SCENARIOS, *PROGRAMS, *SPECIALS)
 SHORT = (*SCENARIOS, "lag")
 """Without peers, what a minute is enough for. `--peers` is for all."""
@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--quick", action="store_true", help="the short form: less of everything")
     made.add_argument(
-        "--scale", choices=SCALES, help="full (default), medium, quick, or tiny (a trial)"
+        "--scale",
+        choices=SCALES,
+        help="full (default), medium, quick, brief (many short rounds), or tiny (a trial)",
     )
     made.add_argument("--rounds", type=int, metavar="N", help="how often each scenario runs")
     made.add_argument("--seed", type=int, help="for the same bytes again (default: a new one)")

@@ -99,7 +99,8 @@ def run_quietly(command: list[str], cwd: Path) -> bytes:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         # The first one says what began it, the last one what came of it.
         said = " … ".join(dict.fromkeys((lines or [""])[:: max(1, len(lines) - 1)]))
-        raise RuntimeError(f"{' '.join(command[:2])} ended with {done.returncode}: {said}")
+        name = f"{Path(command[0]).name} {command[1]}"
+        raise RuntimeError(f"{name} ended with {done.returncode}: {said}")
     return done.stdout
 
 

@@ -78,7 +78,9 @@ def main_sheet(results: Results) -> Sheet:
         ratios = [number(ratio(steps[name], ours, floor)) for ours, floor in pairs]
         rows.append([f"{title}{', ' + info.unit + '/s' if info.unit else ''}", *cells, *ratios])
     head = ["seconds, or what is said", *targets, *(f"{a} ÷ {b}" for a, b in pairs)]
-    return Sheet(f"Medians of {results.options.rounds} rounds", head, rows)
+    # Fewer than wanted, when the run was ended.
+    rounds = len({turn.round for turn in results.turns})
+    return Sheet(f"Medians of {rounds} round{'s' if rounds > 1 else ''}", head, rows)
 
 
 def _pairs(targets: Sequence[str]) -> list[tuple[str, str]]:
@@ -201,7 +203,7 @@ def growth_sheet(results: Results) -> Sheet | None:
 
 def cost_sheet(results: Results) -> Sheet | None:
     """CPU seconds of the daemons in each scenario, and their private memory."""
-    targets = [name for name in results.options.targets if name in results.private_mib]
+    targets = [name for name in results.options.targets if name in results.peak_mib]
     if not targets:
         return None
     rows = []
@@ -215,9 +217,11 @@ def cost_sheet(results: Results) -> Sheet | None:
             more = statistics.median(children) if children else 0.0
             cells.append(f"{cell} + {more:.2f}" if more else cell)
         rows.append([scenario, *cells])
-    rows.append(
-        ["private memory at the end, MiB", *(f"{results.private_mib[t]:.0f}" for t in targets)]
-    )
+    # Of a run that was ended, there is none.
+    ends = [results.private_mib.get(target) for target in targets]
+    if any(end is not None for end in ends):
+        shown = ("–" if end is None else f"{end:.0f}" for end in ends)
+        rows.append(["private memory at the end, MiB", *shown])
     peaks = []
     for target in targets:
         below = results.peak_children_mib.get(target, 0.0)

@@ -191,7 +191,8 @@ def _one(results: Results, target: Target, job: Job, number: int) -> str:
     except HangError:
         raise
     except ScenarioError as exc:
-        failed = str(exc)
+        # Tables are shown to others, whom the places of this machine tell nothing.
+        failed = str(exc).replace(str(target.directory), "MOUNT")
         results.failed[f"{target.name} {job.scenario}"] = failed
     took_s = time.perf_counter() - began
     # One that was mounted anew has another daemon.

@@ -67,6 +67,11 @@ QUICK: Final = Scale(
     *(500, 100, 25, 64, 1000, 16, 50, 200, 400, 400),
     *(6, 44, 100, 500, 100, 64, (1_000, 5_000)),
 )
+BRIEF: Final = Scale(
+    *(150, 50, 10, 16, 300, 4, 20, 100, 100, 100),
+    *(2, 10, 50, 150, 50, 16, (500, 2_000)),
+)
+"""For many rounds, where the machine is so busy that a single one says nothing."""
 TINY: Final = Scale(20, 5, 3, 1, 20, 1, 5, 5, 20, 20, 1, 2, 10, 20, 20, 2, (10, 30))
 
 

@@ -106,7 +106,7 @@ def test_a_scenario_that_fails_is_not_tried_again_and_the_others_go_on(
     def child(job: Job) -> list[Step]:
         tried.append(job.scenario)
         if job.scenario == "tar":
-            raise ScenarioError("wrong bytes")
+            raise ScenarioError(f"wrong bytes in {job.directory}")
         return real(job)
 
     monkeypatch.setattr(runner, "_in_child", child)
@@ -115,10 +115,10 @@ def test_a_scenario_that_fails_is_not_tried_again_and_the_others_go_on(
     results = runner.run(options, lambda _: None, lambda so_far: kept.append(len(so_far.turns)))
     assert kept == [0, 1, 2]
     assert tried == ["tar", "sqlite", "sqlite"]
-    assert results.failed == {"native tar": "wrong bytes"}
+    assert results.failed == {"native tar": "wrong bytes in MOUNT/tar-0"}
     assert results.left_out == {}
     assert {turn.scenario for turn in results.turns} == {"sqlite"}
-    assert "native tar failed: wrong bytes" in report.markdown(results)
+    assert "native tar failed: wrong bytes in MOUNT/tar-0" in report.markdown(results)
     assert command.failures(results) == ["native tar"]
 
 

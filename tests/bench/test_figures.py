@@ -257,3 +257,15 @@ def test_a_plot_holds_what_is_beyond_its_scale() -> None:
     assert axis.ticks() == pytest.approx([0.1, 1, 10])
     assert plots.spanning([1.0], 0, 1).ticks() == [1, 10]
     assert plots.spanning([0.2, 30], 0, 1) == plots.Axis(0.1, 100, 0, 1)
+
+
+def test_a_run_that_was_ended_has_its_peaks() -> None:
+    results = full()
+    results.private_mib.clear()
+    sheet = report.cost_sheet(results)
+    assert sheet is not None
+    assert [row[0] for row in sheet.rows][-2:] == [
+        "its peak, MiB",
+        "left alone: % of a CPU, children",
+    ]
+    assert len(sheet.rows) == 3
