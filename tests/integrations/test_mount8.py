@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from s3ws_fs.control.registry import MountInfo
 from s3ws_fs.integrations.mounthelper import MOUNT_FAILED, MOUNT_USAGE
 from tests.support.buckets import LocalBucket
 from tests.support.host import NEVER_BY_ITSELF, HostMaker, wait_for_exit
@@ -92,12 +94,39 @@ def test_what_is_refused_mounts_nothing(namespace: Namespace) -> None:
     assert host.info() is None
 
 
+def mounted(namespace: Namespace, *options: str, kind: str = "s3ws") -> MountInfo:
+    """By mount(8), and a file written."""
+    host = namespace.host
+    namespace.run("mount", "-t", kind, "s3ws", host.mountpoint, *options)
+    namespace.run("sh", "-c", f"echo hello > '{host.mountpoint}/file'")
+    info = host.info()
+    assert info is not None and info.is_alive()
+    return info
+
+
+@contextlib.contextmanager
+def awaited(info: MountInfo) -> Iterator[None]:
+    """After the block: until its processes have ended."""
+    ends = [os.pidfd_open(pid) for pid in info.processes()]
+    try:
+        yield
+        for fd in ends:
+            wait_for_exit(fd)
+    finally:
+        for fd in ends:
+            os.close(fd)
+
+
+def is_saved(namespace: Namespace, bucket: LocalBucket) -> bool:
+    """Whether the file is in the bucket."""
+    return bucket.get(namespace.host.prefix + "files/file").body == b"hello\n"
+
+
 def test_a_busy_mount_stays_and_a_lazy_unmount_does_not_wait(
     namespace: Namespace, local_bucket: LocalBucket
 ) -> None:
     host = namespace.host
-    namespace.run("mount", "-t", "fuse.s3ws", "s3ws", host.mountpoint, "-o", "_netdev")
-    namespace.run("sh", "-c", f"echo hello > '{host.mountpoint}/file'")
+    info = mounted(namespace, "-o", "_netdev", kind="fuse.s3ws")
     script = f"exec 3< '{host.mountpoint}/file'; echo; exec cat"
     user = subprocess.Popen(
         namespace.inside("sh", "-c", script),
@@ -105,47 +134,33 @@ def test_a_busy_mount_stays_and_a_lazy_unmount_does_not_wait(
         stdout=subprocess.PIPE,
     )
     assert user.stdin is not None and user.stdout is not None
-    try:
-        user.stdout.read(1)
-        said = namespace.run("umount", host.mountpoint, code=MOUNT_FAILED).stderr
-        assert "in use" in said and f"pid {user.pid}" in said
-        info = host.info()
-        assert info is not None and info.is_alive()
-        ends = [os.pidfd_open(pid) for pid in info.processes()]
-        lazy = namespace.run("umount", "-l", host.mountpoint).stderr
-        assert "in the background" in lazy
-        assert info.is_alive(), "a program still has a file open"
-    finally:
-        user.communicate()
-    for fd in ends:
-        wait_for_exit(fd)
-        os.close(fd)
-    assert local_bucket.get(host.prefix + "files/file").body == b"hello\n"
+    with awaited(info):
+        try:
+            user.stdout.read(1)
+            said = namespace.run("umount", host.mountpoint, code=MOUNT_FAILED).stderr
+            assert "in use" in said and f"pid {user.pid}" in said
+            assert info.is_alive()
+            lazy = namespace.run("umount", "-l", host.mountpoint).stderr
+            assert "in the background" in lazy
+            assert info.is_alive(), "a program still has a file open"
+        finally:
+            user.communicate()
+    assert is_saved(namespace, local_bucket)
 
 
 def test_without_netdev_umount_8_comes_back_at_once_and_all_is_saved_behind_it(
     namespace: Namespace, local_bucket: LocalBucket
 ) -> None:
     """It asks no helper then but umount.fuse, which belongs to all FUSE filesystems."""
-    host = namespace.host
-    namespace.run("mount", "-t", "s3ws", "s3ws", host.mountpoint)
-    namespace.run("sh", "-c", f"echo hello > '{host.mountpoint}/file'")
-    info = host.info()
-    assert info is not None
-    ends = [os.pidfd_open(pid) for pid in info.processes()]
-    namespace.run("umount", host.mountpoint)
-    for fd in ends:
-        wait_for_exit(fd)
-        os.close(fd)
-    assert local_bucket.get(host.prefix + "files/file").body == b"hello\n"
+    with awaited(mounted(namespace)):
+        namespace.run("umount", namespace.host.mountpoint)
+    assert is_saved(namespace, local_bucket)
 
 
 def test_systemd_s_way_to_unmount_waits_too(
     namespace: Namespace, local_bucket: LocalBucket
 ) -> None:
-    host = namespace.host
-    namespace.run("mount", "-t", "s3ws", "s3ws", host.mountpoint)
-    namespace.run("sh", "-c", f"echo hello > '{host.mountpoint}/file'")
-    namespace.run("umount", host.mountpoint, "-c")
-    assert host.info() is None
-    assert local_bucket.get(host.prefix + "files/file").body == b"hello\n"
+    mounted(namespace)
+    namespace.run("umount", namespace.host.mountpoint, "-c")
+    assert namespace.host.info() is None
+    assert is_saved(namespace, local_bucket)
