@@ -5,7 +5,7 @@ beginning it reads from a file in memory, with one request in it at a time, and 
 there too; from then on, from the kernel itself (dup2).
 
     first daemon    INIT is read, noted in the holder's memory, and handed over; so is the answer
-                    (both as fuse.greeting has them)
+                    (INIT as fuse.greeting shows it)
     a later one     the INIT noted is played to it, its answer is dropped; then the kernel is asked
                     for what was never answered, and each of these requests is handed over
 
@@ -32,7 +32,7 @@ from collections.abc import Callable
 from typing import Final
 
 from s3ws_fs.core.errors import UserError
-from s3ws_fs.fuse.greeting import Greeting
+from s3ws_fs.fuse import greeting
 from s3ws_fs.fuse.once import Once
 from s3ws_fs.holder.memory import Memory
 
@@ -101,11 +101,10 @@ class Device:
         return True
 
     def _greet(self, reply: bytes) -> None:
-        self._greeting = Greeting(self._raw, reply, keeps_pages=self._keeps_pages)
-        self._hand_over(self._greeting.request())
+        self._hand_over(greeting.shown(self._raw, reply, keeps_pages=self._keeps_pages))
 
     def _answer_init(self) -> bool:
-        for reply in map(self._greeting.reply, self._take_replies()):
+        for reply in self._take_replies():
             # Noted first: should we die in between, the next daemon answers INIT with it.
             self._memory.set_init(self._raw, reply)
             self._send(reply)
@@ -120,8 +119,7 @@ class Device:
 
     def _compare_init(self) -> bool:
         body = slice(_OUT_HEADER.size, None)
-        replies = map(self._greeting.reply, self._take_replies())
-        if [reply[body] for reply in replies] != [self._memory.init_reply[body]]:
+        if [reply[body] for reply in self._take_replies()] != [self._memory.init_reply[body]]:
             raise UserError(
                 "this version agrees on another protocol with the kernel than the one that mounted",
                 remedy="unmount, and mount again",

@@ -89,15 +89,6 @@ def _who(cred: Cred) -> tuple[int, int, int]:
     return cred.uid, cred.gid, cred.umask
 
 
-def _loses_bits(fields: pyfuse3.SetattrFields, ctx: pyfuse3.RequestContext) -> bool:
-    if fields.update_uid or fields.update_gid:
-        return True
-    if fields.update_size:
-        return ctx.uid != 0
-    is_empty = not (fields.update_atime or fields.update_mtime)
-    return is_empty and ctx.uid != 0
-
-
 class Operations(pyfuse3.Operations):
     """pyfuse3's handlers over one `FileSystem`.
 
@@ -298,12 +289,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """Waits only when a cut goes through an extent that is in the bucket alone.
-
-        Where the kernel leaves setuid and setgid to us (HANDLE_KILLPRIV_V2, see fuse.greeting),
-        they go with another owner or group, whoever asks, and when somebody but root cuts the file;
-        before such a one writes to it, the kernel asks for no change at all, for the bits' sake.
-        """
+        """Waits only when a cut goes through an extent that is in the bucket alone."""
         wanted: dict[str, int | None] = {
             "mode": attr.st_mode if fields.update_mode else None,
             "uid": self._to.stored_uid(attr.st_uid) if fields.update_uid else None,
@@ -321,10 +307,7 @@ class Operations(pyfuse3.Operations):
             self._changing()
             if self._start(_SETATTR, inode, *key) is not None:
                 return self._to.entry(self._fs.getattr(inode))
-            mode = wanted["mode"]
-            if mode is None and _loses_bits(fields, ctx):
-                mode = self._mode_without_bits(inode)
-            result = self._fs.setattr(inode, **{**wanted, "mode": mode})
+            result = self._fs.setattr(inode, **wanted)
             if isinstance(result, Attr):
                 return self._to.entry(result)
             await self._waiting.warm(result, rounds)
@@ -394,20 +377,13 @@ class Operations(pyfuse3.Operations):
     def _mode_after_truncation(self, inode: int, ctx: pyfuse3.RequestContext) -> int | None:
         """Without setuid and setgid, unless it is root's; None for no change.
 
-        Every other change of the bytes comes with a setattr, if there is something to drop.
-        """
-        return None if ctx.uid == 0 else self._mode_without_bits(inode)
-
-    def _mode_without_bits(self, inode: int) -> int | None:
-        """A file's mode without setuid and setgid; None when it has neither, and for others.
-
-        setgid of a file that its group can't execute means something else, and stays.
+        The kernel sees to it itself at every other change of the bytes.
         """
         mode = self._fs.getattr(inode).mode
-        kept = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
-            kept &= ~stat.S_ISGID
-        return None if stat.S_ISDIR(mode) or kept == mode else kept
+        if ctx.uid == 0 or not mode & (stat.S_ISUID | stat.S_ISGID):
+            return None
+        mode &= ~stat.S_ISUID
+        return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
 
     @awaiting
     async def read(self, fh: int, off: int, size: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import stat
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from s3ws_fs.fuse.greeting import AUTO_INVAL_DATA, HANDLE_KILLPRIV_V2, Greeting
+from s3ws_fs.fuse.greeting import AUTO_INVAL_DATA, shown
 from tests.support.actors import as_user, require_root
 from tests.support.mounting import Child, mounted_layer
 
@@ -31,39 +30,24 @@ def reply(flags: int) -> bytes:
 
 
 def test_the_first_daemon_decides() -> None:
-    offer = request(AUTO_INVAL_DATA | HANDLE_KILLPRIV_V2 | OTHER_FLAGS)
-    greeting = Greeting(offer, b"", keeps_pages=True)
-    assert greeting.request() == request(HANDLE_KILLPRIV_V2 | OTHER_FLAGS)
-    assert greeting.reply(reply(OTHER_FLAGS)) == reply(HANDLE_KILLPRIV_V2 | OTHER_FLAGS)
-    following = Greeting(offer, b"", keeps_pages=False)
-    assert following.request() == offer
-    answered = reply(AUTO_INVAL_DATA | OTHER_FLAGS)
-    assert following.reply(answered) == reply(AUTO_INVAL_DATA | HANDLE_KILLPRIV_V2 | OTHER_FLAGS)
-
-
-def test_what_is_not_offered_is_not_taken() -> None:
-    greeting = Greeting(request(OTHER_FLAGS), b"", keeps_pages=True)
-    assert greeting.request() == request(OTHER_FLAGS)
-    assert greeting.reply(reply(OTHER_FLAGS)) == reply(OTHER_FLAGS)
+    offer = request(AUTO_INVAL_DATA | OTHER_FLAGS)
+    assert shown(offer, b"", keeps_pages=True) == request(OTHER_FLAGS)
+    assert shown(offer, b"", keeps_pages=False) == offer
+    assert shown(request(OTHER_FLAGS), b"", keeps_pages=True) == request(OTHER_FLAGS)
 
 
 @pytest.mark.parametrize("inval", [0, AUTO_INVAL_DATA])
-@pytest.mark.parametrize("killpriv", [0, HANDLE_KILLPRIV_V2])
 @pytest.mark.parametrize("keeps_pages", [False, True])
-def test_a_later_daemon_does_as_the_first(inval: int, killpriv: int, keeps_pages: bool) -> None:
-    offer = request(AUTO_INVAL_DATA | HANDLE_KILLPRIV_V2 | OTHER_FLAGS)
-    first = reply(inval | killpriv | OTHER_FLAGS)
-    greeting = Greeting(offer, first, keeps_pages=keeps_pages)
-    assert greeting.request() == request(inval | HANDLE_KILLPRIV_V2 | OTHER_FLAGS)
-    assert greeting.reply(reply(inval | OTHER_FLAGS)) == first
+def test_a_later_daemon_does_as_the_first(inval: int, keeps_pages: bool) -> None:
+    offer = request(AUTO_INVAL_DATA | OTHER_FLAGS)
+    assert shown(offer, reply(inval | OTHER_FLAGS), keeps_pages=keeps_pages) == request(
+        inval | OTHER_FLAGS
+    )
 
 
 def test_messages_that_are_too_short_stay_as_they_are() -> None:
     short = request(AUTO_INVAL_DATA)[:50]
-    greeting = Greeting(short, b"", keeps_pages=True)
-    assert greeting.request() == short
-    refused = struct.pack("=IiQ", 16, -errno.EPROTO, 2)
-    assert Greeting(request(0), b"", keeps_pages=True).reply(refused) == refused
+    assert shown(short, b"", keeps_pages=True) == short
 
 
 # --- on a mount ----------------------------------------------------------------------------------
@@ -101,15 +85,6 @@ def test_what_was_written_is_not_asked_for(traced: Child) -> None:
     reads = [line for line in traced.log().splitlines() if f" read {ino} " in line]
     # Of what nobody wrote the kernel has no pages.
     assert all(int(line.split()[-2]) >= 98_304 for line in reads), reads
-
-
-def test_capabilities_are_asked_for_once(traced: Child) -> None:
-    path = traced.mountpoint / "often"
-    with path.open("wb", buffering=0) as file:
-        for _ in range(20):
-            file.write(b"x")
-        ino = os.fstat(file.fileno()).st_ino
-    assert traced.log().count(f"getxattr {ino} {CAPS}") == 1
 
 
 def _cut(name: str) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import stat
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pyfuse3
@@ -23,7 +20,7 @@ from s3ws_fs.fuse.waiting import FETCH_DEADLINE_S, FETCH_ROUNDS_MAX
 
 NEED = NeedExtents(7, ((0, Location(1, 0, 5, b"\0" * 16)),))
 ATTR = Attr(7, 0o100644, 0, 0, 1, 0, 5, 8, 1, 2, 3)
-CTX = cast(pyfuse3.RequestContext, SimpleNamespace(uid=1000, gid=1000, umask=0))
+CTX = cast(pyfuse3.RequestContext, None)
 
 
 class ColdFs:
@@ -32,8 +29,6 @@ class ColdFs:
     def __init__(self, cold: int) -> None:
         self.cold = cold
         self.calls = 0
-        self.attr = ATTR
-        self.mode: int | None = None
 
     def _result(self, result: Any) -> Any:
         self.calls += 1
@@ -45,12 +40,8 @@ class ColdFs:
     def write(self, ino: int, offset: int, data: bytes) -> int | NeedExtents:
         return cast(int, self._result(len(data)))
 
-    def setattr(self, ino: int, **wanted: int | None) -> Attr | NeedExtents:
-        self.mode = wanted["mode"]
+    def setattr(self, ino: int, **_: object) -> Attr | NeedExtents:
         return cast(Attr, self._result(ATTR))
-
-    def getattr(self, ino: int) -> Attr:
-        return self.attr
 
 
 def _operations(
@@ -82,18 +73,6 @@ async def test_cold_bytes_are_fetched_and_the_call_made_again() -> None:
     assert await _operations(ColdFs(2)).read(7, 0, 5) == b"bytes"
     assert await _operations(ColdFs(1)).write(7, 0, b"xyz") == 3
     assert (await _setattr(_operations(ColdFs(1)))).st_size == 5
-
-
-async def test_bits_are_dropped_from_the_mode_as_it_is_after_a_wait() -> None:
-    """The kernel asks so before a write, by an empty setattr: see fuse.greeting."""
-    fs = ColdFs(1)
-    fs.attr = replace(ATTR, mode=stat.S_IFREG | 0o6755)
-
-    async def changed_meanwhile(_: NeedExtents) -> None:
-        fs.attr = replace(ATTR, mode=stat.S_IFREG | 0o4711)
-
-    await _setattr(_operations(fs, changed_meanwhile))
-    assert fs.mode == stat.S_IFREG | 0o711
 
 
 async def test_each_wait_for_cold_bytes_is_timed_and_all_bytes_are_counted() -> None:
