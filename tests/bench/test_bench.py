@@ -5,21 +5,24 @@ No assertion here is about time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench import __main__ as command
-from bench import nullfs, programs, report, runner
+from bench import ground, nullfs, programs, report, runner
 from bench.ground import Ground, ScenarioError, UnavailableError
 from bench.processes import is_mounted, usage
 from bench.results import Options
 from bench.targets import TARGETS
 from bench.workloads import SCENARIOS, STEPS, TINY, Job, Step, Stopwatch, small
 from s3ws_fs.fuse import translate
+from tests.support import seaweed
 
 needs_fuse = pytest.mark.skipif(
     not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="/dev/fuse may not be used here"
@@ -182,3 +185,25 @@ def test_the_floor_has_the_kernel_options_of_our_mount() -> None:
     assert nullfs.KERNEL_CACHE_S == translate.KERNEL_CACHE_S
     assert nullfs.IO_BLOCK_BYTES == translate.IO_BLOCK_BYTES
     assert nullfs.NullFs.enable_writeback_cache is False
+
+
+def test_a_server_whose_port_was_taken_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    @contextlib.contextmanager
+    def running(directory: Path) -> Iterator[str]:
+        tried.append(directory)
+        if len(tried) < ground.START_TRIES or len(tried) > ground.START_TRIES:
+            raise RuntimeError("weed ended at start:\naddress in use")
+        yield "a server"
+
+    monkeypatch.setattr(seaweed, "running_seaweed", running)
+    monkeypatch.setattr(seaweed, "weed_program", lambda: "weed")
+    with Ground(tmp_path) as found:
+        assert str(found.server()) == "a server"
+    assert len(set(tried)) == ground.START_TRIES
+    (tmp_path / "again").mkdir()
+    with Ground(tmp_path / "again") as found, pytest.raises(UnavailableError, match="in use"):
+        found.server()
