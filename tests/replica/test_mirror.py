@@ -16,8 +16,10 @@ from tests.replica.test_roundtrip import mirror
 
 
 async def test_an_interrupted_pass_goes_on_later(mounter: Mounter, bucket: ScopedStore) -> None:
+    # So many that the pass is not over before the word to stop comes, on a busy machine too.
+    count = 1000
     async with mounter("a") as m:
-        for number in range(400):
+        for number in range(count):
             m.write(f"f{number}", b"%d" % number)
         flush_id, _ = await m.replica._flusher.flush()
         async with trio.open_nursery() as nursery:
@@ -31,13 +33,13 @@ async def test_an_interrupted_pass_goes_on_later(mounter: Mounter, bucket: Scope
             result = await m.replica._flusher.mirror(flush_id, lambda _: written.set())
         first = result.written
         assert result.stopped
-        assert 0 < first < 400
+        assert 0 < first < count
         puts = m.replica.status()["requests"]["put"]
         await m.sync()
         # One more: the note that the mirror is complete.
-        assert m.replica.status()["requests"]["put"] - puts == 400 - first + 1
+        assert m.replica.status()["requests"]["put"] - puts == count - first + 1
         assert m.replica.status()["mirror"]["pending_files"] == 0
-    assert len(mirror(bucket)) == 400
+    assert len(mirror(bucket)) == count
 
 
 async def test_a_writer_that_never_rests_does_not_starve_the_mirror(
