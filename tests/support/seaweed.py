@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 START_DEADLINE_S: Final = 60.0
+START_TRIES: Final = 3
 STOP_DEADLINE_S: Final = 3.0
 """weed takes 15 s to end by itself after SIGTERM; what it has answered for survives SIGKILL."""
 POLL_S: Final = 0.05
@@ -250,10 +251,29 @@ def running_seaweed(directory: Path | None = None) -> Iterator[Seaweed]:
                 tempfile.TemporaryDirectory(prefix="s3ws-weed-", ignore_cleanup_errors=True)
             )
             directory = Path(path)
-        server = Seaweed(directory)
-        server.start()
+        server = _started(directory)
         stack.callback(server.stop)
         yield server
+
+
+def _started(directory: Path) -> Seaweed:
+    """A server that runs. Raises RuntimeError.
+
+    A port that was free a moment ago may be somebody else's by now: tried again with others.
+    """
+    is_new = not any(directory.iterdir())
+    for tries_left in reversed(range(START_TRIES)):
+        server = Seaweed(directory)
+        try:
+            server.start()
+            break
+        except RuntimeError:
+            if not tries_left:
+                raise
+            if is_new:
+                # What it has begun there knows it by its ports.
+                shutil.rmtree(directory / "data")
+    return server
 
 
 def main() -> None:
