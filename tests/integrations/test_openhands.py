@@ -30,7 +30,7 @@ from s3ws_fs.manager import LocalStorage
 from tests.integrations.conftest import WorkspaceMaker
 from tests.support.buckets import LocalBucket
 from tests.support.mounting import REPOSITORY
-from tests.support.podman import Podman, require_podman
+from tests.support.podman import SHELL_IMAGE, shell_engine
 
 DASHED = "6F9619FF-8b86-d011-b42d-00c04fc964ff"
 HEX = "6f9619ff8b86d011b42d00c04fc964ff"
@@ -286,28 +286,23 @@ def test_trigger_workspace_sync_leaves_read_only_mounts_alone(
 @pytest.mark.fuse
 @pytest.mark.slow
 def test_an_agent_of_another_user_works_in_a_real_container(
-    new_workspace: WorkspaceMaker, local_bucket: LocalBucket, own_host: Path
+    new_workspace: WorkspaceMaker, local_bucket: LocalBucket
 ) -> None:
-    require_podman()
-    podman = Podman(own_host / "podman", socket="/no/plugin")
-    try:
-        with new_workspace(DASHED, in_container=True) as workspace:
-            [volume] = workspace.volumes
-            script = (
-                f"mkdir project && echo $(id -u) >project/id.txt && cd {CONTAINER_PROJECT} && "
-                "cat id.txt && stat -c %u:%g . /workspace"
+    with shell_engine() as podman, new_workspace(DASHED, in_container=True) as workspace:
+        [volume] = workspace.volumes
+        script = (
+            f"mkdir project && echo $(id -u) >project/id.txt && cd {CONTAINER_PROJECT} && "
+            "cat id.txt && stat -c %u:%g . /workspace"
+        )
+        options = ["--volume", volume, "--workdir", CONTAINER_PATH]
+        options += ["--user", f"{IMAGE_UID}:{IMAGE_UID}"]
+        with workspace.turn():
+            code, said, err = podman.run(
+                "/bin/sh", "-c", script, image=SHELL_IMAGE, options=options
             )
-            with workspace.turn():
-                said = podman.container(
-                    f"s3ws-{uuid.uuid4().hex[:12]}",
-                    *("--volume", volume, "--workdir", CONTAINER_PATH),
-                    script=script,
-                    options=("--user", f"{IMAGE_UID}:{IMAGE_UID}"),
-                )
-            assert said.split() == [str(IMAGE_UID), *[f"{IMAGE_UID}:{IMAGE_UID}"] * 2]
-            # The container is gone, the workspace still mounted, and nothing flushes by itself.
-            key = f"{FILES}/project/id.txt"
-            assert local_bucket.get(key).body == f"{IMAGE_UID}\n".encode()
-            assert marks(workspace) == ["turn:1:begin", "turn:1:end"]
-    finally:
-        podman.end()
+        assert code == 0, err
+        assert said.split() == [str(IMAGE_UID), *[f"{IMAGE_UID}:{IMAGE_UID}"] * 2]
+        # The container is gone, the workspace still mounted, and nothing flushes by itself.
+        key = f"{FILES}/project/id.txt"
+        assert local_bucket.get(key).body == f"{IMAGE_UID}\n".encode()
+        assert marks(workspace) == ["turn:1:begin", "turn:1:end"]

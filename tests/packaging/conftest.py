@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.buckets import S3Bucket
-from tests.support.containers import Podman, running_engine, why_not
+from tests.support.containers import running_engine, why_not
 from tests.support.e2e_fixtures import new_host, s3_bucket, seaweed, user
 from tests.support.host import QUICK
+from tests.support.podman import Podman
 
 __all__ = ["new_host", "s3_bucket", "seaweed", "user"]
 

@@ -15,8 +15,9 @@ from typing import Final
 import pytest
 
 from s3ws_fs.fuse import table
-from tests.support.containers import BASE_IMAGE, IMAGE, Container, Podman, shared_directory
+from tests.support.containers import BASE_IMAGE
 from tests.support.mounting import REPOSITORY
+from tests.support.podman import IMAGE, Container, Podman, shared_directory
 from tests.support.seaweed import weed_program
 
 pytestmark = [

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.support.buckets import S3Bucket
-from tests.support.containers import BASE_IMAGE, IMAGE, Podman
+from tests.support.containers import BASE_IMAGE
+from tests.support.podman import IMAGE, Podman
 
 pytestmark = [
     pytest.mark.fuse,

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from tests.support.buckets import S3Bucket
-from tests.support.containers import IMAGE, Container, Podman, shared_directory
 from tests.support.mounting import REPOSITORY
+from tests.support.podman import IMAGE, Container, Podman, shared_directory
 
 pytestmark = [
     pytest.mark.fuse,

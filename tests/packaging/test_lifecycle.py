@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.buckets import S3Bucket
-from tests.support.containers import Container, Podman
 from tests.support.host import NEVER_BY_ITSELF
+from tests.support.podman import Container, Podman
 
 pytestmark = [
     pytest.mark.fuse,

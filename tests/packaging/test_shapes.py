@@ -13,8 +13,9 @@ import pytest
 
 from s3ws_fs.fuse import table
 from tests.support.buckets import S3Bucket
-from tests.support.containers import BASE_IMAGE, Container, Podman, shared_directory
+from tests.support.containers import BASE_IMAGE
 from tests.support.host import NEVER_BY_ITSELF, HostMaker
+from tests.support.podman import Container, Podman, shared_directory
 
 pytestmark = [
     pytest.mark.fuse,
