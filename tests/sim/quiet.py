@@ -98,7 +98,12 @@ def check(world: World, life: Life) -> None:
     # One that can't be put at all its names keeps its old objects.
     files = world.prefix + FILES_PREFIX
     with cache.read() as view:
-        old = {files + row.path.decode() for row in mirror_rows(view) if row.ino in hindered}
+        old = {
+            files + row.path.decode()
+            for row in mirror_rows(view)
+            # A directory has no object, and its row the bytes of its name.
+            if row.ino in hindered and not row.path.endswith(b"/")
+        }
     left |= old - {_key(world, path) for path, _ in paths(nodes)}
     _check_mirror(world, nodes, left)
     _check_audit(world, life, left)
