@@ -203,13 +203,14 @@ class Seaweed:
             "volume.max": VOLUMES_MAX,
             "volume.preStopSeconds": 0,
             "filer": "true",
-            "filer.localSocket": self.directory / "filer.sock",
+            # Relative to its working directory: the address of a socket is short.
+            "filer.localSocket": "filer.sock",
             "s3": "true",
             "s3.config": config,
             "s3.autoCreateBucket": "false",
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
-            "s3.localSocket": self.directory / "s3.sock",
+            "s3.localSocket": "s3.sock",
             **self._ports,
         }
         return [program, "server", *(f"-{name}={value}" for name, value in options.items())]
