@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -157,10 +158,14 @@ class Many:
         self._say(f"mounting {len(self.hosts)} workspaces, {figures.parallel} at a time")
         figures.mount_all_s = timed(all_of_them)
         figures.mount_median_s, figures.mount_longest_s = statistics.median(waits), max(waits)
-        for number, host in enumerate(self.hosts):
-            write(host, number, "first", FIRST_FILES)
-        self._say("saving what was written first")
-        in_parallel([host.sync for host in self.hosts], figures.parallel)
+        self._say("writing into each, and saving it")
+        numbered = enumerate(self.hosts)
+        in_parallel([partial(self._first, *each) for each in numbered], figures.parallel)
+
+    @staticmethod
+    def _first(number: int, host: Host) -> None:
+        write(host, number, "first", FIRST_FILES)
+        host.sync()
 
     def idle(self, for_s: float) -> None:
         """What they cost when nothing happens."""

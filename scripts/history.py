@@ -222,7 +222,6 @@ def rounds(host: Host, what: str, do: Callable[[int, int], None], count: int) ->
                 words = ("restore", point) if name == "restore" else ("undo",)
                 timing.time(partial(host.s3ws, *words, top, "--yes"))
             host.s3ws("restore", point, top, "--yes")
-            host.sync()
     for name, timing in timings.items():
         timing.show(f"{what}: {name}")
     print(f"{'  the longest look at a file meanwhile':<42} {looks.longest_s:6.2f} s")
