@@ -44,7 +44,6 @@ from s3ws_fs.core.rewind_tree import (
 
 _DATA_GEN: Final = slice(64, 72)
 _NLINK: Final = slice(12, 16)
-_ONE_LINK: Final = (1).to_bytes(4, "big")
 _SIZE: Final = slice(24, 32)
 _ALLOC: Final = slice(32, 40)
 _SIZE_AND_ALLOC: Final = slice(24, 40)
@@ -279,12 +278,7 @@ class _Records:
         then = self._file_from.get(ino)
         is_new = not self._now.lives(ino)
         lost, gained = self._lost.get(ino, ()), self._gained.get(ino, ())
-        if self._is_plain(ino, then, is_new, lost, gained):
-            return
-        places = [] if is_new else self._now.places(ino)
-        if lost:
-            places = [place for place in places if place not in lost]
-        places = [*places, *gained]
+        places = [*self._left(ino, lost), *gained]
         changed = is_new or bool(lost or gained)
         if then is not None and not is_new:
             changed = self._back_to(ino, then) or changed
@@ -301,30 +295,12 @@ class _Records:
         elif then is not None and not is_new and not gained:
             self.changes.summary.changed.add(self._path(places[0]))
 
-    def _is_plain(
-        self,
-        ino: bytes,
-        then: bytes | None,
-        is_new: bool,
-        lost: Sequence[Place],
-        gained: Sequence[Place],
-    ) -> bool:
-        """Most files, by far, in less time: one that comes under one name, or goes with its only
-        one. True: it is done."""
-        inodes = self.changes.puts[keys.T_INODES]
-        if is_new:
-            if then is None or len(gained) != 1 or lost:
-                return False
-            inodes[ino] = self._with_places(self._then.raw(then), gained, None)
-            return True
-        if then is not None or gained or len(lost) != 1:
-            return False
-        raw = self._now.raw(ino)
-        if raw[_NLINK] != _ONE_LINK:
-            return False
-        inodes[ino] = self._with_places(raw, (), raw)
-        self._orphan(ino, raw)
-        return True
+    def _left(self, ino: bytes, lost: Sequence[Place]) -> list[Place]:
+        """The names of now that a file keeps. Counting is enough for most that go."""
+        if not self._now.lives(ino) or self._now.raw(ino)[_NLINK] == len(lost).to_bytes(4, "big"):
+            return []
+        places = self._now.places(ino)
+        return [place for place in places if place not in lost] if lost else places
 
     def _with_places(self, raw: bytes, places: Sequence[Place], stood: bytes | None) -> bytes:
         """A file's record with these names; `stood`: what it is now, if it lives."""

@@ -353,8 +353,6 @@ class Planner:
             self.layout.entries[task.ino] = entries
 
     def _standing(self, task: _Task, name: bytes) -> tuple[Place, bytes | None]:
-        if not task.sources:
-            return (task.ino, name), None
         for source in task.sources:
             found = self.now.child(source, name)
             if found is not None:
