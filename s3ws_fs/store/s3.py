@@ -67,7 +67,6 @@ from s3ws_fs.store.s3_multipart import (
     MultipartLimits,
     NotCopiedError,
     abort_uploads,
-    compose,
     copy_parts,
     upload_parts,
 )
@@ -341,7 +340,7 @@ class S3Store(ObjectStore):
 
         if standing and self._composes:
             try:
-                answer = compose(self._wire, self._limits, *what, source, standing, was_ours)
+                answer = upload_parts(self._wire, self._limits, *what, source, was_ours, standing)
             except NotCopiedError:
                 # What is missing, or can't be copied, is sent.
                 return upload_parts(self._wire, self._limits, *what, source, was_ours)

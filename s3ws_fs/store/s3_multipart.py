@@ -87,24 +87,11 @@ def upload_parts(
     conditions: Mapping[str, str],
     source: Source,
     was_ours: Callable[[], dict[str, Any] | None],
+    standing: Sequence[Standing] = (),
 ) -> dict[str, Any]:
-    """Put `source` in parts. Returns the completion's answer; raises StoreError."""
-    return compose(wire, limits, target, attributes, conditions, source, (), was_ours)
+    """Put `source` in parts; what is `standing` in the bucket already is copied by the server.
 
-
-def compose(
-    wire: Wire,
-    limits: MultipartLimits,
-    target: Mapping[str, str],
-    attributes: Mapping[str, Any],
-    conditions: Mapping[str, str],
-    source: Source,
-    standing: Sequence[Standing],
-    was_ours: Callable[[], dict[str, Any] | None],
-) -> dict[str, Any]:
-    """Put `source`, of which ranges stand in the bucket already. Returns the completion's answer.
-
-    Raises NotCopiedError when the server can't copy them, StoreError.
+    Returns the completion's answer. Raises NotCopiedError when it can't copy them, StoreError.
     """
 
     def make(upload: Mapping[str, str]) -> Send:
@@ -117,18 +104,11 @@ def compose(
                 )
                 return str(answer["ETag"])
             start = piece.standing.key_bytes + piece.offset - piece.standing.offset_bytes
-            copy = partial(
-                wire.client.upload_part_copy,
-                **upload,
-                CopySource={"Bucket": target["Bucket"], "Key": piece.standing.key},
-                PartNumber=piece.number,
-                CopySourceRange=f"bytes={start}-{start + piece.length - 1}",
-            )
+            source_of = {"CopySource": {"Bucket": target["Bucket"], "Key": piece.standing.key}}
             try:
-                answer = wire.send("copy", target["Key"], copy, needs=("CopyPartResult",))
+                return _copy_part(wire, upload, source_of, piece, start)
             except (NotFoundError, PermanentError) as exc:
                 raise NotCopiedError(str(exc)) from exc
-            return str(answer["CopyPartResult"]["ETag"])
 
         return send
 
@@ -183,21 +163,29 @@ def copy_parts(
     """Copy a large object by ranges. `source` has CopySource and its condition."""
 
     def make(upload: Mapping[str, str]) -> Send:
-        def send(piece: Piece) -> str:
-            request = partial(
-                wire.client.upload_part_copy,
-                **upload,
-                **source,
-                PartNumber=piece.number,
-                CopySourceRange=f"bytes={piece.offset}-{piece.offset + piece.length - 1}",
-            )
-            answer = wire.send("copy", target["Key"], request, needs=("CopyPartResult",))
-            return str(answer["CopyPartResult"]["ETag"])
-
-        return send
+        return lambda piece: _copy_part(wire, upload, source, piece, piece.offset)
 
     pieces = [Piece(*cut) for cut in part_ranges(size_bytes, limits.copy_part_bytes)]
     return _run(wire, ("copy", target, attributes, conditions), pieces, make, None)
+
+
+def _copy_part(
+    wire: Wire,
+    upload: Mapping[str, str],
+    source: Mapping[str, Any],
+    piece: Piece,
+    start: int,
+) -> str:
+    """Have the server copy a part from `start` of the source; returns the part's ETag."""
+    copy = partial(
+        wire.client.upload_part_copy,
+        **upload,
+        **source,
+        PartNumber=piece.number,
+        CopySourceRange=f"bytes={start}-{start + piece.length - 1}",
+    )
+    answer = wire.send("copy", upload["Key"], copy, needs=("CopyPartResult",))
+    return str(answer["CopyPartResult"]["ETag"])
 
 
 def part_ranges(size_bytes: int, part_bytes: int) -> list[tuple[int, int, int]]:
