@@ -9,6 +9,7 @@ Called by cache, fs, transfer (read-only, in the worker), replica.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Final
 
@@ -16,18 +17,19 @@ import lmdb
 
 from s3ws_fs.cache.tables import Tables
 from s3ws_fs.core import keys
-from s3ws_fs.core.errors import FormatError
+from s3ws_fs.core.errors import FormatError, GoneError
 from s3ws_fs.core.records import (
     Head,
     InodeRec,
     MirrorRow,
+    decode_attr,
     decode_dirty,
     decode_head,
     decode_inode,
     decode_location,
     decode_mirror,
 )
-from s3ws_fs.core.types import ROOT_INO, Location
+from s3ws_fs.core.types import ROOT_INO, DirEntry, Location
 
 PATH_DEPTH_MAX: Final = 4096
 """More parents than this on the way to the root is a damaged tree, not a deep one."""
@@ -76,6 +78,29 @@ class View:
                     return
                 _, found, name = keys.split_dentry_key(key)
                 yield found, name, keys.unpack_u64(value)
+
+    def listing(self, parent: int, cookie: int, limit: int) -> list[DirEntry]:
+        """Up to `limit` entries of `parent` beyond `cookie`, by rising cookie, for readdir.
+
+        Raises GoneError for a name whose inode is missing, FormatError.
+        """
+        prefix = keys.pack_u64(parent)
+        found: list[DirEntry] = []
+        with (
+            self.txn.cursor(db=self.db.dentries) as names,
+            self.txn.cursor(db=self.db.inodes) as inodes,
+        ):
+            if not names.set_range(keys.dentry_seek(parent, cookie)):
+                return found
+            for key, value in itertools.islice(names, limit):
+                if key[:8] != prefix:
+                    break
+                ino = keys.unpack_u64(value)
+                raw = inodes.get(value)
+                if raw is None:
+                    raise GoneError(ino)
+                found.append(DirEntry(key[16:], keys.dentry_cookie(key), decode_attr(ino, raw)))
+        return found
 
     def has_name(self, names: frozenset[bytes], look_max: int) -> bool:
         """Whether any directory has an entry of one of these names; True when it is not known

@@ -88,6 +88,14 @@ def dentry_seek(parent: int, cookie: int) -> bytes:
     return _QQ.pack(parent, cookie + 1 if cookie else 0)
 
 
+def dentry_cookie(key: bytes) -> int:
+    """The cookie in a dentry key. Raises FormatError."""
+    try:
+        return int(_Q.unpack_from(key, 8)[0])
+    except struct.error as exc:
+        raise _too_short(key) from exc
+
+
 def split_dentry_key(key: bytes) -> tuple[int, int, bytes]:
     """Parent, cookie and name of a dentry key. Raises FormatError."""
     try:

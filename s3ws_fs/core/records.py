@@ -115,10 +115,10 @@ def decode_inode(ino: int, raw: bytes) -> InodeRec:
     try:
         fields = _INODE.unpack_from(raw)
     except struct.error as exc:
-        raise FormatError(f"inode {ino}", f"record of {len(raw)} bytes is too short") from exc
+        raise _too_short(ino, raw) from exc
     end = _INODE.size + fields[12]
     if end > len(raw):
-        raise FormatError(f"inode {ino}", "name runs beyond the record")
+        raise _name_too_long(ino)
     name, target = bytes(raw[_INODE.size : end]), bytes(raw[end:])
     mode, uid, gid, nlink, rdev, size, alloc, atime, mtime, ctime, data_gen, parent, _ = fields
     return InodeRec(
@@ -138,6 +138,31 @@ def decode_inode(ino: int, raw: bytes) -> InodeRec:
         name,
         target,
     )
+
+
+def decode_attr(ino: int, raw: bytes) -> Attr:
+    """What stat(2) shows of an inode record: decode_inode(ino, raw).attr() at half the price.
+
+    Raises FormatError.
+    """
+    try:
+        fields = _INODE.unpack_from(raw)
+    except struct.error as exc:
+        raise _too_short(ino, raw) from exc
+    mode, uid, gid, nlink, rdev, size, alloc, atime_ns, mtime_ns, ctime_ns, _, _, name_len = fields
+    if _INODE.size + name_len > len(raw):
+        raise _name_too_long(ino)
+    if (mode & 0o170000) == 0o040000:
+        size = alloc = DIR_SIZE_SHOWN_BYTES
+    return Attr(ino, mode, uid, gid, nlink, rdev, size, alloc // 512, atime_ns, mtime_ns, ctime_ns)
+
+
+def _too_short(ino: int, raw: bytes) -> FormatError:
+    return FormatError(f"inode {ino}", f"record of {len(raw)} bytes is too short")
+
+
+def _name_too_long(ino: int) -> FormatError:
+    return FormatError(f"inode {ino}", "name runs beyond the record")
 
 
 def relinked(

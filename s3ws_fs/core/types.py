@@ -10,7 +10,7 @@ Called by every layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from s3ws_fs.core.errors import FormatError
 
@@ -26,9 +26,11 @@ SELF_OBJECT: Final = 0
 """Object id in a segment's own chunk records: "this segment" (segment numbers start at 1)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attr:
-    """What stat(2) shows of an inode. `mode` includes the file type bits."""
+class Attr(NamedTuple):
+    """What stat(2) shows of an inode. `mode` includes the file type bits.
+
+    A tuple, as one is made for every entry that is listed: it takes a third of a dataclass's time.
+    """
 
     ino: int
     mode: int
@@ -101,8 +103,7 @@ class Outdated:
             raise FormatError("note", f"not what the kernel has to forget ({exc!r})") from exc
 
 
-@dataclass(frozen=True, slots=True)
-class DirEntry:
+class DirEntry(NamedTuple):
     """One entry of a directory. Passing `cookie` to readdir continues after this entry."""
 
     name: bytes

@@ -289,12 +289,7 @@ class NameOps(FsBase):
             rec = need(view, ino)
             if not rec.is_dir:
                 raise FsError(errno.ENOTDIR)
-            found: list[DirEntry] = []
-            for at, name, child in view.entries(ino, cookie):
-                if len(found) >= limit:
-                    break
-                found.append(DirEntry(name, at, need(view, child).attr()))
-            return found
+            return view.listing(ino, cookie, limit)
 
     def open(self, ino: int) -> None:
         """Somebody holds the inode open (counted in memory). Raises ENOENT."""

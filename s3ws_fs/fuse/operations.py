@@ -62,10 +62,10 @@ COOKIE_DOTDOT: Final = 2
 COOKIE_ENTRY_MIN: Final = 3
 """Cookies of "." and ".." and the smallest of an entry (0 means: from the start)."""
 
-READDIR_BATCH_MIN: Final = 32
-READDIR_BATCH_MAX: Final = 256
-"""Entries asked of the filesystem at once, doubling within a request: a reply holds about 25 when
-the kernel gives a page for it, about 200 when it gives as much as the program did (newer ones).
+READDIR_BATCH: Final = 32
+"""Entries asked of the filesystem at once: a reply holds about 25 when the kernel gives a page for
+it, about 200 when it gives as much as the program did (newer ones). What does not fit was read for
+nothing, and each batch costs as much as two entries.
 """
 
 REWRITTEN_MAX: Final = 100_000
@@ -455,16 +455,16 @@ class Operations(pyfuse3.Operations):
         ):
             return
         cookie = start_id if start_id >= COOKIE_ENTRY_MIN else 0
-        batch = READDIR_BATCH_MIN
-        while entries := self._fs.readdir(fh, cookie, batch):
-            for entry in entries:
-                attributes = self._to.entry(entry.attr)
-                if not pyfuse3.readdir_reply(token, entry.name, attributes, entry.cookie):
+        # pyfuse3 copies what it is given into the reply at once, so one structure serves for all.
+        shown = self._to.blank()
+        fill, reply = self._to.fill, pyfuse3.readdir_reply
+        while entries := self._fs.readdir(fh, cookie, READDIR_BATCH):
+            for name, cookie, attr in entries:
+                fill(shown, attr)
+                if not reply(token, name, shown, cookie):
                     return
-                cookie = entry.cookie
-            if len(entries) < batch:
+            if len(entries) < READDIR_BATCH:
                 return
-            batch = min(2 * batch, READDIR_BATCH_MAX)
 
     @atomic
     def releasedir(self, fh: int) -> None:

@@ -84,23 +84,38 @@ class Translator:
         self._absent.st_ino = 0
         self._absent.entry_timeout = kernel_cache_s
 
-    def entry(self, attr: Attr) -> pyfuse3.EntryAttributes:
+    def blank(self) -> pyfuse3.EntryAttributes:
+        """A structure for `fill`, with all that is the same for every inode."""
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino = attr.ino
         entry.attr_timeout = self._kernel_cache_s
         entry.entry_timeout = self._kernel_cache_s
-        entry.st_mode = attr.mode
-        entry.st_nlink = attr.nlink
-        entry.st_uid = self._uids.shown(attr.uid)
-        entry.st_gid = self._gids.shown(attr.gid)
-        entry.st_rdev = attr.rdev
-        entry.st_size = attr.size
         entry.st_blksize = IO_BLOCK_BYTES
-        entry.st_blocks = attr.blocks512
-        entry.st_atime_ns = attr.atime_ns
-        entry.st_mtime_ns = attr.mtime_ns
-        entry.st_ctime_ns = attr.ctime_ns
         return entry
+
+    def entry(self, attr: Attr) -> pyfuse3.EntryAttributes:
+        entry = self.blank()
+        self.fill(entry, attr)
+        return entry
+
+    def fill(self, entry: pyfuse3.EntryAttributes, attr: Attr) -> None:
+        """Make `entry` (from `blank`, filled before or not) show this inode."""
+        (
+            entry.st_ino,
+            entry.st_mode,
+            uid,
+            gid,
+            entry.st_nlink,
+            entry.st_rdev,
+            entry.st_size,
+            entry.st_blocks,
+            entry.st_atime_ns,
+            entry.st_mtime_ns,
+            entry.st_ctime_ns,
+        ) = attr
+        if self._mapping:
+            uid, gid = self._uids.shown(uid), self._gids.shown(gid)
+        entry.st_uid = uid
+        entry.st_gid = gid
 
     def absent(self) -> pyfuse3.EntryAttributes:
         """The answer to a lookup that the kernel may remember: no such name (inode number 0)."""

@@ -42,6 +42,7 @@ inodes = st.builds(
 @given(inodes)
 def test_inode_round_trip(rec: records.InodeRec) -> None:
     assert records.decode_inode(rec.ino, rec.encode()) == rec
+    assert records.decode_attr(rec.ino, rec.encode()) == rec.attr()
 
 
 @given(st.builds(Location, u64, u64, u32, st.binary(min_size=16, max_size=16)))
@@ -84,6 +85,7 @@ def test_head_round_trip(generation: int, next_ino: int, used: int, count: int) 
 def test_foreign_bytes_are_a_format_error_or_a_record(raw: bytes) -> None:
     for decode in (
         lambda data: records.decode_inode(1, data),
+        lambda data: records.decode_attr(1, data),
         records.decode_location,
         records.decode_dirty,
         records.decode_head,

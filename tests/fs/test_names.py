@@ -181,6 +181,40 @@ def test_listing_neither_skips_nor_repeats_while_entries_come_and_go(fs: FileSys
     assert staying <= set(seen)
 
 
+def test_a_listing_shows_what_a_lookup_shows(fs: FileSystem) -> None:
+    above = fs.mkdir(ROOT_INO, b"d", 0o755, CRED).ino
+    made = {
+        b"dir": fs.mkdir(above, b"dir", 0o700, CRED),
+        b"file": fs.create(above, b"file", 0o640, CRED),
+        b"link": fs.symlink(above, b"link", b"t" * SYMLINK_BYTES_MAX, CRED),
+        b"c": fs.mknod(above, b"c", stat.S_IFCHR | 0o600, 0x501, CRED),
+        b"n" * NAME_BYTES_MAX: fs.create(above, b"n" * NAME_BYTES_MAX, 0o644, CRED),
+    }
+    assert {entry.name: entry.attr for entry in fs.readdir(above, 0, 10)} == made
+    fs.write(made[b"file"].ino, 70_000, b"x")
+    assert fs.getattr(made[b"file"].ino) in [entry.attr for entry in fs.readdir(above, 0, 10)]
+    raises(errno.ENOTDIR, fs.readdir, made[b"file"].ino, 0, 10)
+
+
+def test_a_listing_ends_where_it_was_asked_to(fs: FileSystem) -> None:
+    fs.quota_inodes = 100
+    above = fs.mkdir(ROOT_INO, b"d", 0o755, CRED).ino
+    other = fs.mkdir(ROOT_INO, b"e", 0o755, CRED).ino
+    for number in range(5):
+        fs.create(above, b"f%d" % number, 0o644, CRED)
+        fs.create(other, b"f%d" % number, 0o644, CRED)
+    for limit in (1, 4, 5, 6):
+        assert len(fs.readdir(above, 0, limit)) == min(limit, 5)
+    last = fs.readdir(above, 0, 5)[-1].cookie
+    assert fs.readdir(above, last, 1) == []
+
+
+def test_a_name_of_no_inode_is_an_error_of_the_listing(fs: FileSystem, cache: Cache) -> None:
+    with cache.write() as tx:
+        tx.put_dentry(ROOT_INO, b"nobody", 77)
+    raises(errno.ENOENT, fs.readdir, ROOT_INO, 0, 10)
+
+
 def test_entries_of_other_directories_do_not_show(fs: FileSystem) -> None:
     first = fs.mkdir(ROOT_INO, b"a", 0o755, CRED).ino
     second = fs.mkdir(ROOT_INO, b"b", 0o755, CRED).ino

@@ -17,6 +17,7 @@ from typing import Final
 
 import pytest
 
+from s3ws_fs.fuse.operations import READDIR_BATCH
 from tests.support.mounting import Child, mounted_layer
 
 pytestmark = pytest.mark.fuse
@@ -455,6 +456,25 @@ def test_a_listing_stays_right_while_entries_come_and_go(here: Path) -> None:
                 (here / f"comes-{number:04d}").touch()
     assert len(seen) == len(set(seen)), "an entry was listed twice"
     assert stay <= set(seen), "an entry that stayed was not listed"
+
+
+@pytest.mark.parametrize("count", [READDIR_BATCH - 1, READDIR_BATCH, 2 * READDIR_BATCH + 1])
+def test_a_listing_shows_each_entry_with_its_own_attributes(here: Path, count: int) -> None:
+    for number in range(count):
+        os.truncate(_touched(here / f"f{number}"), number)
+        os.chmod(here / f"f{number}", 0o400 + number)
+    assert len(os.listdir(here)) == count
+    with os.scandir(here) as entries:
+        for entry in entries:
+            number = int(entry.name[1:])
+            found = entry.stat(follow_symlinks=False)
+            assert (found.st_size, stat.S_IMODE(found.st_mode)) == (number, 0o400 + number)
+            assert (found.st_ino, found.st_nlink) == (entry.inode(), 1)
+
+
+def _touched(path: Path) -> Path:
+    path.touch()
+    return path
 
 
 def test_seekdir_comes_back_to_the_same_place(here: Path) -> None:

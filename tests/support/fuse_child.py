@@ -86,10 +86,14 @@ class Behind:
         self._fs = fs
         self._kernel = kernel
 
-    async def serve(self, path: str) -> None:
+    async def serve(
+        self, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Started once somebody may connect."""
         listener = trio.socket.socket(trio.socket.AF_UNIX)
         await listener.bind(path)
         listener.listen()
+        task_status.started()
         stream, _ = await listener.accept()
         while line := await stream.recv(1 << 16):
             ask = json.loads(line)
@@ -143,12 +147,12 @@ async def run(options: dict[str, Any], ready_fd: int) -> None:
             operations, options["mountpoint"], allow_other=allow_other, held=held
         ) as ours:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_announce, operations, ours, ready_fd)
                 nursery.start_soon(_obey, ours)
                 kernel = KernelCache()
                 if "behind" in options:
                     kernel.open(ours.kernel_fd)
-                    nursery.start_soon(Behind(fs, kernel).serve, options["behind"])
+                    await nursery.start(Behind(fs, kernel).serve, options["behind"])
+                nursery.start_soon(_announce, operations, ours, ready_fd)
                 await mount.serve(
                     adaptive_wait_us=options.get("adaptive_wait_us", 40), device=ours.device
                 )
