@@ -20,10 +20,17 @@ from bench.peers import PEERS
 from bench.programs import PROGRAMS
 from bench.results import Options, Results
 from bench.targets import TARGETS, USUAL
-from bench.workloads import BRIEF, FULL, MEDIUM, QUICK, SCENARIOS, TINY
+from bench.workloads import BRIEF, FULL, HUGE, MEDIUM, QUICK, SCENARIOS, TINY
 
-SCALES = {"full": FULL, "medium": MEDIUM, "quick": QUICK, "brief": BRIEF, "tiny": TINY}
-ROUNDS = {"full": 5, "medium": 3, "quick": 2, "brief": 9, "tiny": 1}
+SCALES = {
+    "huge": HUGE,
+    "full": FULL,
+    "medium": MEDIUM,
+    "quick": QUICK,
+    "brief": BRIEF,
+    "tiny": TINY,
+}
+ROUNDS = {"huge": 1, "full": 5, "medium": 3, "quick": 2, "brief": 9, "tiny": 1}
 ALL = (*SCENARIOS, *PROGRAMS, *SPECIALS)
 SHORT = (*SCENARIOS, "lag")
 """Without peers, what a minute is enough for. `--peers` is for all."""
@@ -41,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--scale",
         choices=SCALES,
-        help="full (default), medium, quick, brief (many short rounds), or tiny (a trial)",
+        help="full (default), medium, quick, brief (many short rounds), tiny (a trial), or huge "
+        "(1,000,000 files, 10 GB: with --only growth, --only sizes)",
     )
     made.add_argument("--rounds", type=int, metavar="N", help="how often each scenario runs")
     made.add_argument("--seed", type=int, help="for the same bytes again (default: a new one)")

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from bench import pieces, processes
+from bench import growth, pieces
 from bench.ground import FLUSH_POLL_S, Ask, Backing, ScenarioError, Target
 from bench.proxy import Counts
-from bench.results import Growth, Lag, Results, Wire
+from bench.results import Lag, Results, Wire
 from bench.workloads import MIB, Job, Step
 
 LATE_S: Final = 0.03
@@ -290,38 +290,6 @@ def _wait_for_upload(stage: Stage, before: Counts) -> None:
         time.sleep(STATUS_POLL_S)
 
 
-def growth(stage: Stage) -> list[Step]:
-    """The same work beside more and more files, which all stand in one directory."""
-    if stage.number:
-        return []
-    scale, target = stage.job.scale, stage.target
-    for files in scale.growth:
-        stage.piece("growth_fill", files)
-        target.settle()
-        steps = {step.name: step for step in stage.piece("growth_work", files)}
-        flush_s = requests = None
-        if target.ask is not None:
-            before, began = stage.counts(), time.perf_counter()
-            target.flush()
-            flush_s = time.perf_counter() - began
-            requests = stage.counts().since(before).total
-        one_us = {name: 1e6 * step.seconds / step.amount for name, step in steps.items()}
-        listing = steps["growth_list"]
-        found = Growth(
-            target=target.name,
-            files=files,
-            create_us=one_us["growth_create"],
-            stat_us=one_us["growth_stat"],
-            save_us=one_us["growth_save"],
-            list_per_s=listing.amount / listing.seconds,
-            flush_s=flush_s,
-            flush_requests=requests,
-            private_mib=processes.private_mib(target.pid)[0] if target.pid is not None else None,
-        )
-        stage.results.growths.append(found)
-    return []
-
-
 def _wire(stage: Stage, what: str, seconds: float, passed: Counts) -> None:
     stage.results.wires.append(
         Wire(
@@ -340,6 +308,8 @@ class Kind:
 
     run: Special
     applies: Callable[[Target], bool]
+    keeps: bool = False
+    """What it made stands until the run ends: removing a million files would take another hour."""
 
 
 def _has_bucket(target: Target) -> bool:
@@ -357,6 +327,7 @@ SPECIALS: Final[dict[str, Kind]] = {
     "cold": Kind(cold, _has_bucket),
     "cold_late": Kind(cold_late, _has_bucket),
     "large": Kind(large, _has_bucket),
-    # For a peer each of the files is an upload: an hour, and nothing new.
-    "growth": Kind(growth, lambda target: target.backing is None),
+    # For a peer all of it is an upload: an hour, and nothing new.
+    "sizes": Kind(growth.sizes, lambda target: target.backing is None or target.ask is not None),
+    "growth": Kind(growth.growth, lambda target: target.backing is None, keeps=True),
 }

@@ -221,21 +221,49 @@ def _cost(results: Results) -> Iterator[Verdict]:
 
 def _growth(results: Results) -> Iterator[Verdict]:
     found = [each for each in results.growths if each.target.startswith("ours")]
-    if len(found) < 2:
-        return
-    first, last = found[0], found[-1]
-    span = f"{last.files:,} files ÷ {first.files:,}"
-    pairs: list[tuple[str, float, float]] = [
-        ("create", last.create_us, first.create_us),
-        ("stat", last.stat_us, first.stat_us),
-        ("save", last.save_us, first.save_us),
-    ]
-    if last.flush_s is not None and first.flush_s is not None:
-        pairs.append(("sync", last.flush_s, first.flush_s))
-    for name, now, before in pairs:
-        figure = now / before
-        met = figure <= FLAT_RATIO_MAX
-        yield Verdict(f"6 {name}, {span}", f"≤ {FLAT_RATIO_MAX:g}", f"{figure:.2f}", met)
-    listed = last.list_per_s
-    goal = f"6 a directory of {last.files:,} listed"
-    yield Verdict(goal, f"≥ {LIST_MIN:,}/s", f"{listed:,.0f}/s", listed >= LIST_MIN)
+    found = [each for each in found if each.target == found[0].target]
+    if len(found) > 1:
+        first, last = found[0], found[-1]
+        span = f"{last.files:,} files ÷ {first.files:,}"
+        yield from _flat(
+            span,
+            ("create", first.create_us, last.create_us),
+            ("stat", first.stat_us, last.stat_us),
+            ("save", first.save_us, last.save_us),
+            ("sync", first.flush_s, last.flush_s),
+            *(
+                (f"{what}, daemon's CPU", cpu_us, last.cpu_us.get(what))
+                for what, cpu_us in first.cpu_us.items()
+            ),
+            ("sync of one change, CPU", first.change_cpu_s, last.change_cpu_s),
+        )
+        listed = last.list_per_s
+        goal = f"6 a directory of {last.files:,} listed"
+        yield Verdict(goal, f"≥ {LIST_MIN:,}/s", f"{listed:,.0f}/s", listed >= LIST_MIN)
+    sized = [each for each in results.sizes if each.target.startswith("ours")]
+    sized = [each for each in sized if each.target == sized[-1].target]
+    if len(sized) > 1:
+        small, large = sized[0], sized[-1]
+        yield from _flat(
+            f"a file of {large.mib:,} MiB ÷ {small.mib:,}",
+            ("4 KiB write + fsync", small.write_us, large.write_us),
+            ("4 KiB read", small.read_us, large.read_us),
+            ("append", small.append_us, large.append_us),
+            *(
+                (f"{what}, daemon's CPU", cpu_us, large.cpu_us.get(what))
+                for what, cpu_us in small.cpu_us.items()
+            ),
+        )
+        sent = large.change_up_bytes
+        if sent is not None:
+            goal = f"6 4 KiB changed in {large.mib:,} MiB: uploads"
+            wanted = f"≤ {CHANGE_BYTES_MAX / MB:.1f} MB"
+            yield Verdict(goal, wanted, f"{sent / MB:.2f} MB", sent <= CHANGE_BYTES_MAX)
+
+
+def _flat(span: str, *pairs: tuple[str, float | None, float | None]) -> Iterator[Verdict]:
+    for name, before, now in pairs:
+        if before and now is not None:
+            figure = now / before
+            met = figure <= FLAT_RATIO_MAX
+            yield Verdict(f"6 {name}, {span}", f"≤ {FLAT_RATIO_MAX:g}", f"{figure:.2f}", met)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -133,27 +134,127 @@ def growth_fill(job: Job, watch: Stopwatch) -> None:
             write_file(f"{flat}/f{number}", body)
 
 
-def growth_work(job: Job, watch: Stopwatch) -> None:
-    """A little of everything beside what is there, and the list of what is there."""
-    work = f"{job.directory}/work{job.scale.small_files}"
-    os.mkdir(work)
-    count = job.scale.saves
-    bodies = material.small_bodies(job.seed, count)
-    paths = [f"{work}/f{number}" for number in range(count)]
-    with watch.step("growth_create", count):
+def _work(job: Job) -> str:
+    """Where the work beside them is done: anew each time."""
+    return f"{job.directory}/work{job.scale.small_files}-{job.seed}"
+
+
+def _work_paths(job: Job) -> list[str]:
+    return [f"{_work(job)}/f{number}" for number in range(job.scale.saves)]
+
+
+def growth_create(job: Job, watch: Stopwatch) -> None:
+    """New files."""
+    os.mkdir(_work(job))
+    paths = _work_paths(job)
+    bodies = material.small_bodies(job.seed, len(paths))
+    with watch.step("growth_create", len(paths)):
         for path, body in zip(paths, bodies, strict=True):
             write_file(path, body)
-    with watch.step("growth_stat", count):
+
+
+def growth_stat(job: Job, watch: Stopwatch) -> None:
+    """Their attributes, which the writes made stale."""
+    paths = _work_paths(job)
+    with watch.step("growth_stat", len(paths)):
         for path in paths:
             os.stat(path)
-    with watch.step("growth_save", count):
+
+
+def growth_save(job: Job, watch: Stopwatch) -> None:
+    """Each by a temporary file beside, renamed over it."""
+    paths = _work_paths(job)
+    bodies = material.small_bodies(job.seed, len(paths))
+    with watch.step("growth_save", len(paths)):
         for path, body in zip(paths, reversed(bodies), strict=True):
             write_file(f"{path}.tmp", body)
             os.rename(f"{path}.tmp", path)
+    if read_file(paths[0]) != bodies[-1]:
+        raise RuntimeError("a saved file differs from what was saved")
+
+
+def growth_list(job: Job, watch: Stopwatch) -> None:
+    """The names of all that is there."""
     with watch.step("growth_list", job.scale.small_files):
         names = os.listdir(f"{job.directory}/{FLAT}")
     if len(set(names)) != job.scale.small_files:
         raise RuntimeError(f"{len(names)} names listed of {job.scale.small_files}")
+
+
+def _sized(job: Job) -> str:
+    return f"{job.directory}/sized.bin"
+
+
+def _stamped(job: Job, number: int) -> bytes:
+    """A MiB that is like no other: made quickly, since gigabytes of them are."""
+    base = random.Random(job.seed + number % 16).randbytes(MIB - 8)
+    return number.to_bytes(8, "big") + base
+
+
+def sized_fill(job: Job, watch: Stopwatch) -> None:
+    """One file, from where it ends up to the size that `large_mib` says."""
+    bases = [_stamped(job, number)[8:] for number in range(min(16, job.scale.large_mib))]
+    with open(_sized(job), "ab", 0) as file:
+        present = file.tell() // MIB
+        with watch.step("sized_fill", job.scale.large_mib - present):
+            for number in range(present, job.scale.large_mib):
+                file.write(number.to_bytes(8, "big") + bases[number % 16])
+
+
+def _blocks(job: Job) -> list[int]:
+    """Some blocks, all over the file; the first of each MiB tells its number and is left alone."""
+    rng = random.Random(time.monotonic_ns())
+    in_all = job.scale.large_mib * MIB // BLOCK_BYTES
+    chosen = (rng.randrange(in_all) for _ in range(2 * job.scale.saves))
+    return [n for n in chosen if n % (MIB // BLOCK_BYTES)][: job.scale.saves]
+
+
+def sized_change(job: Job, watch: Stopwatch) -> None:
+    """4 KiB in the middle."""
+    with open(_sized(job), "r+b", 0) as file, watch.step("sized_change"):
+        os.pwrite(file.fileno(), block(job), changed_at(job))
+
+
+def sized_tail(job: Job, watch: Stopwatch) -> None:
+    """1 MiB at the end."""
+    with open(_sized(job), "ab", 0) as file, watch.step("sized_tail"):
+        file.write(tail(job))
+
+
+def sized_write(job: Job, watch: Stopwatch) -> None:
+    """4 KiB somewhere, and safe."""
+    places, data = _blocks(job), block(job)
+    with open(_sized(job), "r+b", 0) as file, watch.step("sized_write", len(places)):
+        for place in places:
+            os.pwrite(file.fileno(), data, place * BLOCK_BYTES)
+            os.fsync(file.fileno())
+
+
+def sized_read(job: Job, watch: Stopwatch) -> None:
+    """4 KiB somewhere, which the kernel does not have; the beginning of a MiB tells which it is."""
+    places = [n // (MIB // BLOCK_BYTES) * MIB for n in _blocks(job)]
+    found = []
+    with open(_sized(job), "rb", 0) as file, watch.step("sized_read", len(places)):
+        for place in places:
+            os.posix_fadvise(file.fileno(), place, MIB, os.POSIX_FADV_DONTNEED)
+            found.append(os.pread(file.fileno(), BLOCK_BYTES, place))
+    for place, body in zip(places, found, strict=True):
+        if int.from_bytes(body[:8], "big") != place // MIB:
+            raise RuntimeError(f"the large file is wrong at {place}")
+
+
+def sized_append(job: Job, watch: Stopwatch) -> None:
+    """4 KiB at the end."""
+    count, data = job.scale.saves, block(job)
+    with open(_sized(job), "ab", 0) as file, watch.step("sized_append", count):
+        for _ in range(count):
+            file.write(data)
+
+
+def sized_drop(job: Job, watch: Stopwatch) -> None:
+    """Room for the next."""
+    with watch.step("sized_drop"):
+        os.unlink(_sized(job))
 
 
 PIECES: Final[dict[str, Callable[[Job, Stopwatch], None]]] = {
@@ -166,5 +267,10 @@ PIECES: Final[dict[str, Callable[[Job, Stopwatch], None]]] = {
     "large_append": large_append,
     "large_rename": large_rename,
     "growth_fill": growth_fill,
-    "growth_work": growth_work,
+    **{work.__name__: work for work in (growth_create, growth_stat, growth_save, growth_list)},
+    **{
+        work.__name__: work
+        for work in (sized_fill, sized_change, sized_tail, sized_write, sized_read, sized_append)
+    },
+    "sized_drop": sized_drop,
 }

@@ -8,12 +8,12 @@ Called by bench.__main__.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 from xml.sax.saxutils import escape
 
-from bench.figures import OURS, PEER_NAMES, ratio, seconds_by_round
+from bench.figures import FLOORS, OURS, PEER_NAMES, ratio, seconds_by_round
 from bench.results import Results
 from bench.workloads import STEPS
 
@@ -25,6 +25,7 @@ ROW: Final = 22
 GRAY: Final = "#8a8a8a"
 SERIES: Final = ("#1f77d0", "#e07b00", "#2b9a4b", "#b03bb0")
 SIDE: Final = 5.0
+OURS_ALL: Final = (OURS, "ours-local")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +151,49 @@ def plots(results: Results) -> dict[str, str]:
         made["bench-workloads"] = dots(
             "Time ÷ null filesystem in RAM (less is better)", rows, names
         )
-    series: dict[str, list[tuple[float, float]]] = {}
-    for each in results.growths:
-        if each.target in ("native", "null", OURS, "ours-local"):
-            series.setdefault(each.target, []).append((each.files, each.create_us))
-    if series:
-        title = "µs for one new file beside so many others"
-        made["bench-growth"] = lines(title, series, "files in the directory")
+    growths = [each for each in results.growths if each.target in (*FLOORS, *OURS_ALL)]
+    if growths:
+        made["bench-growth"] = lines(
+            "µs for one new file beside so many others",
+            _series((g.target, g.files, g.create_us) for g in growths),
+            "files in the directory",
+        )
+    ours = [each for each in growths if each.change_cpu_s is not None]
+    if ours:
+        kinds = {"create": "a new file", "stat": "a stat", "save": "a save"}
+        points = [
+            *(
+                (f"{kinds[what]}", g.files, us)
+                for g in ours
+                for what, us in g.cpu_us.items()
+                if what in kinds
+            ),
+            *(("sync of a change", g.files, 1e6 * (g.change_cpu_s or 0)) for g in ours),
+        ]
+        title = "µs of processor time beside so many files (ours)"
+        made["bench-growth-cpu"] = lines(title, _series(points), "files in the directory")
+    sized = [each for each in results.sizes if each.target in OURS_ALL]
+    if sized:
+        made["bench-sizes"] = lines(
+            "µs for one operation in a file of so many MiB (ours)",
+            _series(
+                (what, each.mib, us)
+                for each in sized
+                for what, us in (
+                    ("4 KiB write + fsync", each.write_us),
+                    ("4 KiB read", each.read_us),
+                    ("4 KiB append", each.append_us),
+                )
+            ),
+            "MiB",
+        )
     return made
+
+
+def _series(points: Iterable[tuple[str, float, float]]) -> dict[str, list[tuple[float, float]]]:
+    series: dict[str, list[tuple[float, float]]] = {}
+    for name, x, y in points:
+        # A logarithmic axis has no zero.
+        if y > 0:
+            series.setdefault(name, []).append((x, y))
+    return series

@@ -188,17 +188,68 @@ def growth_sheet(results: Results) -> Sheet | None:
         [
             each.target,
             f"{each.files:,}",
-            *(f"{us:.0f}" for us in (each.create_us, each.stat_us, each.save_us)),
+            *(
+                _us(us, each.cpu_us.get(what))
+                for what, us in (
+                    ("create", each.create_us),
+                    ("stat", each.stat_us),
+                    ("save", each.save_us),
+                )
+            ),
             f"{each.list_per_s:,.0f}",
             number(each.flush_s),
             "–" if each.flush_requests is None else str(each.flush_requests),
+            number(each.change_s),
+            number(each.change_cpu_s),
             "–" if each.private_mib is None else f"{each.private_mib:.0f}",
         ]
         for each in results.growths
     ]
     head = ["target", "files beside", "create, µs", "stat, µs", "save, µs", "list, entries/s"]
-    head += ["sync after it, s", "its requests", "private memory, MiB"]
-    return Sheet("The same work beside more and more files, all in one directory", head, rows)
+    head += ["sync after it, s", "its requests", "sync of one change, s", "CPU of that, s"]
+    head += ["private memory, MiB"]
+    title = "The same work beside more and more files, all in one directory"
+    return Sheet(f"{title} (in brackets: the daemon's CPU)", head, rows)
+
+
+def _us(us: float, cpu_us: float | None) -> str:
+    return f"{us:.0f}" if cpu_us is None else f"{us:.0f} ({cpu_us:.0f})"
+
+
+def sizes_sheet(results: Results) -> Sheet | None:
+    """The same work in larger and larger files."""
+    if not results.sizes:
+        return None
+    rows = [
+        [
+            each.target,
+            f"{each.mib:,}",
+            *(
+                _us(us, each.cpu_us.get(what))
+                for what, us in (
+                    ("write", each.write_us),
+                    ("read", each.read_us),
+                    ("append", each.append_us),
+                )
+            ),
+            f"{each.mib / each.fill_s:,.0f}",
+            *(number(s) for s in (each.filled_s, each.change_s)),
+            _mb(each.change_up_bytes),
+            number(each.tail_s),
+            _mb(each.tail_up_bytes),
+            "–" if each.private_mib is None else f"{each.private_mib:.0f}",
+        ]
+        for each in results.sizes
+    ]
+    head = ["target", "MiB", "4 KiB write + fsync, µs", "4 KiB read, µs", "4 KiB append, µs"]
+    head += ["written first, MiB/s", "sync of it, s", "4 KiB changed: sync, s", "MB sent"]
+    head += ["1 MiB appended: sync, s", "MB sent", "private memory, MiB"]
+    title = "The same work in larger and larger files (in brackets: the daemon's CPU)"
+    return Sheet(title, head, rows)
+
+
+def _mb(size_bytes: int | None) -> str:
+    return "–" if size_bytes is None else f"{size_bytes / MB:.2f}"
 
 
 def cost_sheet(results: Results) -> Sheet | None:
@@ -254,6 +305,7 @@ def sheets(results: Results) -> list[Sheet]:
     """All tables that have something in them."""
     found = [
         *(main_sheet(results), lag_sheet(results), wire_sheet(results), growth_sheet(results)),
+        sizes_sheet(results),
         *(cost_sheet(results), goals_sheet(results)),
     ]
     return [sheet for sheet in found if sheet is not None and sheet.rows]

@@ -82,7 +82,12 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """The same work beside `files` files: time per operation (µs), a list of all (entries/s)."""
+    """The same work beside `files` files: time per operation (µs), a list of all (entries/s).
+
+    `cpu_us`: the daemon's processor time for one of each (of `list`: for one entry). `flush_s`: a
+    sync after some of that work. `change_s`, `change_cpu_s`: a sync after one small change, and
+    what daemon and worker spend on it; the mean of many, checkpoints among them.
+    """
 
     target: str
     files: int
@@ -92,6 +97,33 @@ class Growth:
     list_per_s: float
     flush_s: float | None
     flush_requests: int | None
+    private_mib: float | None
+    cpu_us: dict[str, float] = field(default_factory=dict)
+    change_s: float | None = None
+    change_cpu_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """The same work in a file of `mib` MiB: time per operation (µs), and what is sent to save it.
+
+    A write: 4 KiB somewhere and `fsync`; a read: 4 KiB that neither kernel nor reader has seen; an
+    append: 4 KiB. `filled_s`, `change_s`, `tail_s`: a sync of the whole file, of 4 KiB changed in
+    it, of 1 MiB appended.
+    """
+
+    target: str
+    mib: int
+    fill_s: float
+    write_us: float
+    read_us: float
+    append_us: float
+    cpu_us: dict[str, float]
+    filled_s: float | None
+    change_s: float | None
+    change_up_bytes: int | None
+    tail_s: float | None
+    tail_up_bytes: int | None
     private_mib: float | None
 
 
@@ -123,6 +155,7 @@ class Results:
     """`target scenario` → why."""
     not_run: dict[str, str] = field(default_factory=dict)
     """Scenario → why nobody did it."""
+    sizes: list[Sized] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for a machine to read."""
@@ -134,9 +167,7 @@ class Results:
     def from_json(cls, value: dict[str, Any]) -> Results:
         """The inverse of `to_json`, but for the places."""
         options = dict(value["options"])
-        scale = dict(options["scale"])
-        scale["growth"] = tuple(scale["growth"])
-        options["scale"] = Scale(**scale)
+        options["scale"] = Scale.from_json(options["scale"])
         turns = [Turn(**{**t, "steps": [Step(**s) for s in t["steps"]]}) for t in value["turns"]]
         return cls(
             Options(**options),
@@ -146,6 +177,12 @@ class Results:
             [Wire(**each) for each in value["wires"]],
             [Growth(**each) for each in value["growths"]],
             {name: Idle(**each) for name, each in value["idle"].items()},
-            *(value[n] for n in ("private_mib", "peak_mib", "peak_children_mib")),
-            *(value[n] for n in ("left_out", "failed", "not_run")),
+            value["private_mib"],
+            value["peak_mib"],
+            value["peak_children_mib"],
+            value["left_out"],
+            value["failed"],
+            value["not_run"],
+            # Figures of older runs have none.
+            [Sized(**each) for each in value.get("sizes", ())],
         )

@@ -4,7 +4,8 @@
    order of the targets rotates, so that a noisy minute hits all alike. Ratios are taken within a
    round (bench.report).
 2. Before a turn every target is at rest (`settle`: our mount synced, the disk written back) and
-   the directory is fresh; after it, the directory is removed. Neither is timed. What our mount
+   the directory is fresh; after it, the directory is removed (but for growth's, which comes last).
+   Neither is timed. What our mount
    does in the background during a turn is part of the turn.
 3. A scenario that fails on a target is not tried there again; the reason stands beside the figures.
    A target that does not come to rest, or hangs, is taken out of the run. The others go on.
@@ -203,9 +204,10 @@ def _one(results: Results, target: Target, job: Job, number: int) -> str:
         children_s = after.children_cpu_s - before.children_cpu_s
     if not failed:
         results.turns.append(Turn(number, target.name, job.scenario, steps, cpu_s, children_s))
-    shutil.rmtree(job.directory)
-    with _as_scenario_error():
-        target.settle()
+    if not (job.scenario in SPECIALS and SPECIALS[job.scenario].keeps):
+        shutil.rmtree(job.directory)
+        with _as_scenario_error():
+            target.settle()
     if failed:
         return f"failed: {failed}"
     said = " ".join(f"{step.name}={step.seconds:.3f}" for step in steps)

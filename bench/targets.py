@@ -36,9 +36,11 @@ from tests.support import mounting
 
 HERE: Final = Path(__file__).resolve().parent.parent
 READY_TIMEOUT_S: Final = 20.0
-SYNC_TIMEOUT_S: Final = 300.0
+SYNC_TIMEOUT_S: Final = 3600.0
+"""A million files are put one by one."""
 STATUS_TIMEOUT_S: Final = 60.0
-OURS_MAX_BYTES: Final = 8 << 30
+OURS_MAX_BYTES: Final = 24 << 30
+OURS_MAX_FILES: Final = 2_000_000
 
 
 @contextlib.contextmanager
@@ -132,6 +134,7 @@ def _ours(
         cache_dir=str(home / "cache"),
         runtime_dir=str(home / "run"),
         max_size_bytes=OURS_MAX_BYTES,
+        max_inodes=OURS_MAX_FILES,
         root_uid=os.getuid(),
         root_gid=os.getgid(),
     )

@@ -36,6 +36,7 @@ from rich.table import Table
 
 from bench import targets
 from bench.ground import Ground, Target
+from bench.processes import cpu_s
 from tests.support.mounting import REPOSITORY
 
 WAYS: Final = ("without", "watched", "again")
@@ -96,11 +97,6 @@ WORKS: Final[dict[str, Callable[[Path, int], None]]] = {
     "append": append,
     "save": save,
 }
-
-
-def cpu_s(pid: int) -> float:
-    """Processor time of a process, all its threads, to the nanosecond: clock_getcpuclockid(3)."""
-    return time.clock_gettime((~pid << 3) | 2)
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

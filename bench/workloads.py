@@ -19,9 +19,9 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bench import material
 
@@ -53,26 +53,46 @@ class Scale:
     large_mib: int
     growth: tuple[int, ...]
     """Files in one directory."""
+    flushes: int = 0
+    """Changes of one file, each synced, beside so many."""
+    sizes_mib: tuple[int, ...] = ()
+    """Files to work in, one after the other."""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Scale:
+        """Of what `asdict` gave and JSON carried."""
+        fields: dict[str, Any] = {
+            name: tuple(found) if isinstance(found, list) else found
+            for name, found in value.items()
+        }
+        return cls(**fields)
 
 
 FULL: Final = Scale(
     *(2000, 500, 100, 256, 5000, 64, 300, 1000, 1500, 1700),
-    *(25, 174, 300, 3700, 375, 500, (1_000, 10_000, 100_000)),
+    *(25, 174, 300, 3700, 375, 500, (1_000, 10_000, 100_000), 70, (1, 10, 100, 1000)),
 )
 MEDIUM: Final = Scale(
     *(500, 200, 50, 128, 1000, 32, 100, 400, 400, 500),
-    *(6, 60, 100, 1000, 100, 500, (1_000, 10_000, 30_000)),
+    *(6, 60, 100, 1000, 100, 500, (1_000, 10_000, 30_000), 70, (1, 10, 100)),
 )
 QUICK: Final = Scale(
     *(500, 100, 25, 64, 1000, 16, 50, 200, 400, 400),
-    *(6, 44, 100, 500, 100, 64, (1_000, 5_000)),
+    *(6, 44, 100, 500, 100, 64, (1_000, 5_000), 10, (1, 32)),
 )
 BRIEF: Final = Scale(
     *(150, 50, 10, 16, 300, 4, 20, 100, 100, 100),
-    *(2, 10, 50, 150, 50, 16, (500, 2_000)),
+    *(2, 10, 50, 150, 50, 16, (500, 2_000), 5, (1, 8)),
 )
 """For many rounds, where the machine is so busy that a single one says nothing."""
-TINY: Final = Scale(20, 5, 3, 1, 20, 1, 5, 5, 20, 20, 1, 2, 10, 20, 20, 2, (10, 30))
+TINY: Final = Scale(20, 5, 3, 1, 20, 1, 5, 5, 20, 20, 1, 2, 10, 20, 20, 2, (10, 30), 2, (1, 2))
+HUGE: Final = replace(
+    QUICK,
+    growth=(1_000, 10_000, 100_000, 1_000_000),
+    flushes=70,
+    sizes_mib=(1, 10, 100, 1_000, 10_240),
+)
+"""How far it goes: for `--only growth` and `--only sizes`, an hour and 40 GB of disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +170,7 @@ class Job:
     def loads(cls, text: str) -> Job:
         """The inverse of `dumps`."""
         value = json.loads(text)
-        scale = {**value["scale"], "growth": tuple(value["scale"]["growth"])}
-        return cls(**{**value, "scale": Scale(**scale)})
+        return cls(**{**value, "scale": Scale.from_json(value["scale"])})
 
 
 class Stopwatch:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import __main__ as command
-from bench import nullfs, programs, report, runner
-from bench.ground import Ground, ScenarioError, UnavailableError
+from bench import growth, nullfs, pieces, programs, report, runner
+from bench.bucketwork import Stage
+from bench.ground import Ground, ScenarioError, Target, UnavailableError
 from bench.processes import is_mounted, usage
-from bench.results import Options
+from bench.results import Options, Results
 from bench.targets import TARGETS
 from bench.workloads import SCENARIOS, STEPS, TINY, Job, Step, Stopwatch, small
 from s3ws_fs.fuse import translate
@@ -177,6 +179,45 @@ def test_growth_counts_what_is_there(tmp_path: Path) -> None:
         ("native", files) for files in TINY.growth
     ]
     assert all(each.list_per_s > 0 and each.flush_s is None for each in results.growths)
+
+
+def test_sizes_are_worked_in_and_checked(tmp_path: Path) -> None:
+    results = runner.run(Options(TINY, 2, 7, ["native"], ["sizes"], tmp_path), lambda _: None)
+    assert (results.failed, results.left_out) == ({}, {})
+    assert [(each.target, each.mib) for each in results.sizes] == [
+        ("native", mib) for mib in TINY.sizes_mib
+    ]
+    assert all(each.change_s is None and each.write_us > 0 for each in results.sizes)
+
+
+def test_the_null_filesystem_gets_no_files_that_memory_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth, "NULL_MIB_MAX", 1)
+    tried: list[int] = []
+
+    def inside(_: object, mib: int) -> object:
+        tried.append(mib)
+        return None
+
+    monkeypatch.setattr(growth, "_inside", inside)
+    results = Results(Options(TINY, 1, 7, ["null"], ["sizes"]), {})
+    job = Job("sizes", str(tmp_path), str(tmp_path), 7, TINY)
+    growth.sizes(Stage(results, Target("null", tmp_path), job, 0, lambda _: []))
+    assert tried == [1]
+
+
+def test_a_wrong_large_file_is_found(tmp_path: Path) -> None:
+    scale = replace(TINY, large_mib=3)
+    job = Job("sized_fill", str(tmp_path), str(tmp_path), 7, scale)
+    pieces.sized_fill(job, Stopwatch())
+    pieces.sized_read(job, Stopwatch())
+    with (tmp_path / "sized.bin").open("r+b") as file:
+        for number in range(3):
+            file.seek(number << 20)
+            file.write(bytes(7) + b"\x09")
+    with pytest.raises(RuntimeError, match="wrong at"):
+        pieces.sized_read(job, Stopwatch())
 
 
 def test_the_floor_has_the_kernel_options_of_our_mount() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from bench import figures, goals, plots, report
 from bench.figures import BEST_PEER
-from bench.results import Growth, Idle, Lag, Options, Results, Turn, Wire
+from bench.results import Growth, Idle, Lag, Options, Results, Sized, Turn, Wire
 from bench.workloads import STEPS, TINY, Step
 
 TARGETS = ("native", "null", "ours-s3", "rclone", "juicefs")
@@ -197,6 +197,36 @@ def test_cost_and_growth() -> None:
     }
 
 
+def test_growth_is_judged_by_the_processor_too_and_by_the_last_target_alone() -> None:
+    results = results_of()
+    for files, cpu_us, change_cpu_s in ((10, 20.0, 0.01), (1000, 30.0, 0.012)):
+        results.growths.append(
+            replace(
+                Growth("ours-local", files, 9, 9, 9, 50_000, 1, 7, 30),
+                cpu_us={"create": cpu_us},
+                change_s=9.0,
+                change_cpu_s=change_cpu_s,
+            )
+        )
+    results.growths.append(Growth("ours-s3", 9, 999, 9, 9, 1, 1, 7, 30))
+    for mib, read_us in ((1, 10.0), (10_240, 14.0)):
+        results.sizes.append(sized("ours-s3", mib, read_us))
+    found = {each.goal: each.met for each in goals.judge(results)}
+    assert found["6 create, daemon's CPU, 1,000 files ÷ 10"] is False
+    assert found["6 sync of one change, CPU, 1,000 files ÷ 10"] is True
+    assert found["6 4 KiB read, a file of 10,240 MiB ÷ 1"] is False
+    assert found["6 append, a file of 10,240 MiB ÷ 1"] is True
+    assert found["6 4 KiB changed in 10,240 MiB: uploads"] is True
+    assert not any("ours-s3" in goal or "÷ 9" in goal for goal in found)
+
+
+def sized(target: str, mib: int, read_us: float = 10.0) -> Sized:
+    return Sized(
+        *(target, mib, 2.0, 50.0, read_us, 60.0, {"write": 40.0}),
+        *(1.0, 0.5, 5_000_000, 0.6, 6_000_000, 30.0),
+    )
+
+
 def full() -> Results:
     """Something of each kind."""
     results = results_of(
@@ -206,6 +236,11 @@ def full() -> Results:
     results.wires.append(Wire(0, "ours-s3", "large_change", 1.0, {"PUT": 2}, 2_000_000, 9))
     for files in (10, 1000):
         results.growths.append(Growth("null", files, 100.0, 9, 99, 50_000, None, None, 30))
+        ours = Growth("ours-local", files, 100.0, 9, 99, 50_000, 2, 7, 30)
+        results.growths.append(
+            replace(ours, cpu_us={"create": 40.0, "list": 1.0}, change_s=0.3, change_cpu_s=0.01)
+        )
+        results.sizes.append(sized("ours-s3", files))
     results.private_mib["null"] = results.peak_mib["null"] = 19.0
     results.peak_children_mib["null"] = 2.0
     results.idle["null"] = Idle(20.0, 0.1, 1)
@@ -227,7 +262,9 @@ def test_everything_is_in_the_report() -> None:
     for wanted in (
         "| juicefs | 2,000 | 30 | 1.00 | 0.90 | 1.90 | never | 20 PUT |",
         "| large change | 1.00 s, 2, 2.00, 0.00 |",
-        "| null | 1,000 | 100 | 9 | 99 | 50,000 | – | – | 30 |",
+        "| null | 1,000 | 100 | 9 | 99 | 50,000 | – | – | – | – | 30 |",
+        "| ours-local | 10 | 100 (40) | 9 | 99 | 50,000 | 2.00 | 7 | 0.30 | 0.010 | 30 |",
+        "| ours-s3 | 10 | 50 (40) | 10 | 60 | 5 | 1.00 | 0.50 | 5.00 | 0.60 | 6.00 | 30 |",
         "| its peak, MiB | 19 + 2 |",
         "| left alone: % of a CPU, children | 0.50, 1 |",
         "s3fs was left out: there is none",
@@ -241,7 +278,7 @@ def test_everything_is_in_the_report() -> None:
 
 def test_the_plots_are_svg_with_a_mark_for_every_figure() -> None:
     drawn = plots.plots(full())
-    assert set(drawn) == {"bench-workloads", "bench-growth"}
+    assert set(drawn) == {"bench-workloads", "bench-growth", "bench-growth-cpu", "bench-sizes"}
     for svg in drawn.values():
         tree = ET.fromstring(svg)
         assert tree.tag == "{http://www.w3.org/2000/svg}svg"

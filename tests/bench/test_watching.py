@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import watching
+from bench import processes, watching
 from bench.watching import WAYS, Turn
 from tests.support.mounting import require_fuse
 
@@ -40,9 +40,9 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_processor_time_is_of_all_threads_and_to_the_microsecond() -> None:
-    ours_s, before_s = time.process_time(), watching.cpu_s(os.getpid())
+    ours_s, before_s = time.process_time(), processes.cpu_s(os.getpid())
     until_s = time.thread_time() + 0.002
     while time.thread_time() < until_s:
         pass
-    spent_s = watching.cpu_s(os.getpid()) - before_s
+    spent_s = processes.cpu_s(os.getpid()) - before_s
     assert 0.002 <= spent_s <= time.process_time() - ours_s
