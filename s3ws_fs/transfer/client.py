@@ -21,7 +21,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from typing import Any, Final, Protocol, cast
 import trio
 
 from s3ws_fs.core.errors import FormatError, StartOverError, TransientError
-from s3ws_fs.transfer import wire
+from s3ws_fs.transfer import early, wire
 
 HELLO_DEADLINE_S: Final = 60.0
 REQUEST_DEADLINE_S: Final = 600.0
@@ -97,20 +96,53 @@ Start = Callable[[], Awaitable[tuple[Running, trio.abc.Stream]]]
 """Starts a worker; the stream leads to it."""
 
 
+class _Early:
+    """A worker's process that was started before there was a loop."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    async def wait(self) -> int:
+        """Until it has ended."""
+        if self._process.poll() is None:
+            fd = os.pidfd_open(self.pid)
+            try:
+                await trio.lowlevel.wait_readable(fd)
+            finally:
+                os.close(fd)
+        return self._process.wait()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+
 async def start_process() -> tuple[Running, trio.abc.Stream]:
-    """A worker as a child process."""
+    """A worker as a child process: the early one, if there is one that still waits."""
+    if (started := early.take()) is not None:
+        if started.process.poll() is None:
+            return _Early(started.process), _stream(started.sock)
+        started.sock.close()
     ours, theirs = socket.socketpair()
     with theirs:
         process = await trio.lowlevel.open_process(
-            # -P: what lies in the current directory is no module of ours.
-            [sys.executable, "-P", "-m", "s3ws_fs.transfer.worker", "--fd", str(theirs.fileno())],
+            early.command(theirs.fileno()),
             pass_fds=(theirs.fileno(),),
             env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
-    return process, trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+    return process, _stream(ours)
+
+
+def _stream(sock: socket.socket) -> trio.SocketStream:
+    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What a worker knows from one request to the next, and what its groups of requests have in common.
 
 Invariants
-1. Before `hello` there is no store, gate or cache: who asks for one gets PermanentError.
+1. Before `hello` there is no store, gate or cache: who asks for one gets PermanentError. (`warm`
+   builds a store, for `hello` to find if it names the same.)
 2. At most one freeze is held.
 
 Called by worker and requests.
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from s3ws_fs.cache.reader import open_reader
-from s3ws_fs.core.config import StoreConfig
+from s3ws_fs.core.config import StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import PermanentError
 from s3ws_fs.core.ids import RandBits
 from s3ws_fs.core.lease import Grant
@@ -75,11 +76,23 @@ class Session:
         self.log_format = "text"
         self.local_patterns = ""
         """What the person added to the local paths (core.policies.split_patterns)."""
+        self._warm: tuple[tuple[StoreConfig, str, bool], ScopedStore] | None = None
         self._store: ScopedStore | None = None
         self._gate: Gate | None = None
         self._reader: Readable | None = None
         self._ahead: Ahead | None = None
         self._transfers: Executor | None = None
+
+    def warm(self, ask: dict[str, Any]) -> None:
+        """Build the store for `open`, from parts of a MountConfig. Raises UserError, StoreError."""
+        prefix = WorkspaceId.from_json(ask["workspace"]).prefix
+        self._warm = self._built(StoreConfig.from_json(ask["store"]), prefix, ask["read_only"])
+
+    def _built(
+        self, config: StoreConfig, prefix: str, read_only: bool
+    ) -> tuple[tuple[StoreConfig, str, bool], ScopedStore]:
+        how = {"read_only": True} if read_only else {}
+        return (config, prefix, read_only), self.means.open_store(config, prefix, **how)
 
     def open(self, ask: dict[str, Any]) -> None:
         """Open store and cache as `hello` says; no request is made."""
@@ -89,8 +102,9 @@ class Session:
         means = self.means
         self._reader = means.open_reader(self.cache_dir)
         self._ahead = Ahead(self._reader, self.cache_dir, self.spool, means.randbits)
-        how = {"read_only": True} if ask.get("read_only") else {}
-        store = means.open_store(config, ask["prefix"], **how)
+        wanted = (config, ask["prefix"], bool(ask.get("read_only")))
+        warm, self._warm = self._warm, None
+        _, store = warm if warm is not None and warm[0] == wanted else self._built(*wanted)
         self._gate = Gate(
             store,
             boot=means.boot,
@@ -100,7 +114,7 @@ class Session:
         )
         if ask.get("lease") is not None:
             self._gate.hold(Grant.from_json(ask["lease"]))
-        self._store = store if how else GatedStore(store, self._gate)
+        self._store = store if wanted[2] else GatedStore(store, self._gate)
         self._transfers = means.pool(max(1, config.max_parallel - KEPT_FOR_FETCHES), "transfer")
         self.workspace = ask.get("workspace", "")
         self.log_format = ask.get("log_format", "text")

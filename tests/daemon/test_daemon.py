@@ -347,7 +347,7 @@ def test_root_of_a_new_workspace_is_as_configured(tmp_path: Path) -> None:
 
 
 def test_the_daemon_is_small(config: MountConfig) -> None:
-    script = "import sys, s3ws_fs.daemon.__main__; print(*sys.modules)"
+    script = "import sys, s3ws_fs.daemon.entry; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

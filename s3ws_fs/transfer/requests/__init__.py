@@ -19,6 +19,7 @@ from s3ws_fs.transfer.session import Handler, Session
 
 GROUPS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("opening", "Opening"): (
+        "warm",
         "hello",
         "lease",
         "renew",

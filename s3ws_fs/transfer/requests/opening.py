@@ -1,7 +1,7 @@
 """Requests before any work: opening store and cache, what the store is, the lease.
 
 Invariants
-1. `hello` makes no request of the store; every other request of the worker comes after it.
+1. `warm` and `hello` make no request of the store; every other request of the worker comes after.
 
 Called by worker (see requests).
 """
@@ -23,6 +23,11 @@ from s3ws_fs.transfer.session import Group, Reply
 
 class Opening(Group):
     """From `hello` to a lease."""
+
+    def do_warm(self, ask: dict[str, Any], part: Reply) -> None:
+        """Build the client of the store that `hello` will most likely name, and load what a mount
+        needs. (transfer/early asks for it.)"""
+        self.session.warm(ask)
 
     def do_hello(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Open store and cache; no request is made."""
