@@ -44,13 +44,14 @@ class Pieces(abc.ABC):
 @dataclass(frozen=True, slots=True)
 class Standing:
     """A range of a body that an object has from its byte `key_bytes` on. That object is never
-    overwritten.
+    overwritten; or, with an ETag, it is the one that the body replaces.
     """
 
     offset_bytes: int
     length_bytes: int
     key: str
     key_bytes: int
+    etag: str | None = None
 
 
 class Composed(Pieces):
@@ -64,6 +65,18 @@ class Composed(Pieces):
     def read_at(self, offset: int, length: int) -> bytes:
         """See Pieces.read_at."""
         return self._pieces.read_at(offset, length)
+
+    def usable(self, key: str, if_match: str | None) -> list[Standing]:
+        """What may be copied into `key` when it is replaced on this condition.
+
+        Of the object that is replaced only where the same condition holds until the end: not every
+        server keeps the one on the source.
+        """
+        return [
+            item
+            for item in self.standing
+            if item.etag is None or (item.key, item.etag) == (key, if_match)
+        ]
 
     def with_keys(self, full: Callable[[str], str]) -> Composed:
         """The same with other names for the objects."""

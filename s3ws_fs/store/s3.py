@@ -165,7 +165,7 @@ class S3Store(ObjectStore):
         try:
             if source.size_bytes > limit:
                 self._check_early(key, if_none_match, if_match)
-                standing = body.standing if isinstance(body, Composed) else ()
+                standing = body.usable(key, if_match) if isinstance(body, Composed) else ()
                 answer = self._put_parts((target, attributes, conditions), source, standing)
             else:
 

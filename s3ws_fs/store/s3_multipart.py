@@ -22,7 +22,13 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Final
 
-from s3ws_fs.core.errors import NotFoundError, PermanentError, StoreError, TransientError
+from s3ws_fs.core.errors import (
+    ConflictError,
+    NotFoundError,
+    PermanentError,
+    StoreError,
+    TransientError,
+)
 from s3ws_fs.store.body import Source, Standing
 from s3ws_fs.store.s3_client import Wire
 from s3ws_fs.store.s3_errors import NOT_S3
@@ -104,10 +110,14 @@ def upload_parts(
                 )
                 return str(answer["ETag"])
             start = piece.standing.key_bytes + piece.offset - piece.standing.offset_bytes
-            source_of = {"CopySource": {"Bucket": target["Bucket"], "Key": piece.standing.key}}
+            source_of: dict[str, Any] = {
+                "CopySource": {"Bucket": target["Bucket"], "Key": piece.standing.key}
+            }
+            if piece.standing.etag is not None:
+                source_of["CopySourceIfMatch"] = f'"{piece.standing.etag}"'
             try:
                 return _copy_part(wire, upload, source_of, piece, start)
-            except (NotFoundError, PermanentError) as exc:
+            except (NotFoundError, PermanentError, ConflictError) as exc:
                 raise NotCopiedError(str(exc)) from exc
 
         return send
@@ -120,7 +130,7 @@ def composed_pieces(
     size_bytes: int, standing: Sequence[Standing], limits: MultipartLimits
 ) -> list[Piece]:
     """Cut an object into parts: all but the last of `part_bytes_min` at least, and as many bytes as
-    that allows from where they stand. `standing` rises and does not overlap.
+    that allows from where they stand (to the last byte). `standing` rises and does not overlap.
     """
     least = max(limits.part_bytes_min, -(-2 * size_bytes // PARTS_MAX))
     sent_bytes = max(least, limits.part_bytes)
@@ -132,7 +142,7 @@ def composed_pieces(
         if start > at:
             # What is sent before it must be a whole part.
             start = max(start, at + least)
-        if end - start < least:
+        if end - start < (1 if end == size_bytes else least):
             continue
         found += [(at + n, length, None) for n, length in _even(start - at, sent_bytes)]
         found += [(start + n, length, item) for n, length in _even(end - start, copied_bytes)]

@@ -39,6 +39,7 @@ from s3ws_fs.core.records import MirrorRow
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.fetch import ExtentSource
 from s3ws_fs.transfer.freeze import Frozen
+from s3ws_fs.transfer.layouts import Layouts
 from s3ws_fs.transfer.objects import ForeignObjectError, MirrorObjects, StaleSourceError
 from s3ws_fs.transfer.wire import FencedError
 
@@ -103,6 +104,7 @@ class MirrorPass:
         *,
         workspace: str,
         directory: Path,
+        layouts: Layouts,
         pool: Executor,
         report: Callable[[Batch], None],
         stopped: Callable[[], bool],
@@ -111,7 +113,7 @@ class MirrorPass:
         self._todo = frozen.todo
         self._flush_id = frozen.flush_id
         self._objects = MirrorObjects(
-            store, source, frozen, workspace=workspace, directory=directory
+            store, source, frozen, workspace=workspace, directory=directory, layouts=layouts
         )
         self._pool = pool
         self._report = report

@@ -30,8 +30,8 @@ from s3ws_fs.core.extents import spans
 from s3ws_fs.core.layout import FILES_PREFIX, blob_key, object_key
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.mirrorplan import NO_HASH, TAKEN_OVER, Op
+from s3ws_fs.core.ranges import Run, runs_of, standing, unchanged
 from s3ws_fs.core.records import InodeRec, MirrorRow
-from s3ws_fs.core.types import Location
 from s3ws_fs.store.base import ObjectInfo
 from s3ws_fs.store.body import Body, Composed, FileSlice, Pieces, Standing
 from s3ws_fs.store.scoped import ScopedStore
@@ -39,11 +39,12 @@ from s3ws_fs.transfer import whose
 from s3ws_fs.transfer.ahead import SPOOL_SHARE, spool_room_bytes
 from s3ws_fs.transfer.fetch import ExtentSource, pieces
 from s3ws_fs.transfer.freeze import Frozen
+from s3ws_fs.transfer.layouts import Layouts
 from s3ws_fs.transfer.spool import HASH_PIECE_BYTES, create, file_hash
 from s3ws_fs.transfer.todo import TodoFile
 
 COMPOSE_BYTES_MIN: Final = 64 << 20
-"""Of a larger file the store is asked to copy the ranges that stand in the journal."""
+"""Of a larger file the store is asked to copy the ranges that stand in the bucket already."""
 STANDING_BYTES_MIN: Final = 5 << 20
 """Shorter ranges are no part of a multipart upload, but for the last."""
 MEMORY_BODY_BYTES_MAX: Final = 4 << 20
@@ -78,6 +79,7 @@ class MirrorObjects:
         *,
         workspace: str,
         directory: Path,
+        layouts: Layouts,
     ) -> None:
         self._store = store
         self._source = source
@@ -85,6 +87,7 @@ class MirrorObjects:
         self._todo = frozen.todo
         self._workspace = workspace
         self._directory = directory
+        self._layouts = layouts
         self._serial = itertools.count()
         self.missed: list[str] = []
         """Mirror paths at which our object was gone when it was to be replaced: it was put anew."""
@@ -114,7 +117,11 @@ class MirrorObjects:
                 return fresh
         if op.kind == mirrorplan.COPY_BLOB:
             blob = self._frozen.blobs[op.blob_id]
-            return self._copy(op, file.rec, blob_key(op.blob_id), None, blob.hash)
+            row = self._copy(op, file.rec, blob_key(op.blob_id), None, blob.hash)
+            if file.rec.size > COMPOSE_BYTES_MIN:
+                runs = runs_of(file.extents(), self._frozen.number, file.rec.size)
+                self._layouts.note(row, runs)
+            return row
         return self._put(op, file, file.rec)
 
     def _adopt(self, op: Op, rec: InodeRec) -> MirrorRow | None:
@@ -168,7 +175,13 @@ class MirrorObjects:
         except (ConflictError, NotFoundError, PermanentError):
             # Changed, or a server that does not do this: the bytes are put, on their condition.
             return None
-        return self._row(op, etag, row.hash)
+        return self._carried(row, self._row(op, etag, row.hash), rec)
+
+    def _carried(self, old: MirrorRow, new: MirrorRow, rec: InodeRec) -> MirrorRow:
+        """The row of a copy, once it is noted that it is made of the same."""
+        if rec.size > COMPOSE_BYTES_MIN:
+            self._layouts.carry(old, new)
+        return new
 
     @staticmethod
     def _type(op: Op, rec: InodeRec) -> str:
@@ -189,11 +202,12 @@ class MirrorObjects:
                 raise StaleSourceError(source.path)
             source = replace(source, etag=info.etag, hash=mark[1])
         try:
-            return self._copy(op, rec, FILES_PREFIX + path, source.etag, source.hash)
+            row = self._copy(op, rec, FILES_PREFIX + path, source.etag, source.hash)
         except (NotFoundError, ConflictError, ForeignObjectError):
             if self._is_stale(source):
                 raise StaleSourceError(source.path) from None
             raise
+        return self._carried(source, row, rec)
 
     def _is_stale(self, row: MirrorRow) -> bool:
         try:
@@ -228,10 +242,42 @@ class MirrorObjects:
             for index, data in self._read(op, file):
                 whole[index * EXTENT_BYTES : index * EXTENT_BYTES + len(data)] = data
             return self._put_body(op, rec, whole, _digest(whole))
-        standing = _standing(file, self._frozen.number) if rec.size > COMPOSE_BYTES_MIN else []
+        if rec.size > COMPOSE_BYTES_MIN:
+            return self._put_large(op, file, rec)
+        return self._put_spooled(op, file, rec)
+
+    def _put_large(self, op: Op, file: TodoFile, rec: InodeRec) -> MirrorRow:
+        """Of what stands in the bucket, as far as that goes; and note what it is made of now."""
+        runs = runs_of(file.extents(), self._frozen.number, rec.size)
+        standing = self._standing(op, runs)
         if 2 * sum(item.length_bytes for item in standing) > rec.size:
             lazy = _LazyBody(self._source, file, rec.size, op.target.path)
-            return self._put_body(op, rec, Composed(lazy, standing), lazy.digest())
+            row = self._put_body(op, rec, Composed(lazy, standing), lazy.digest())
+        else:
+            row = self._put_spooled(op, file, rec)
+        self._layouts.note(row, runs)
+        return row
+
+    def _standing(self, op: Op, runs: list[Run]) -> list[Standing]:
+        """What of a file stands in the object that is replaced, or in one of the journal.
+
+        What is in the journal was written once, under a name of its own: neither it nor where it
+        stands can change. The mirror's object counts as the one that we put, by its ETag.
+        """
+        row = op.row if op.row is not None and op.row.hash not in _UNREAD else None
+        kept = [] if row is None else unchanged(self._layouts.of(row), runs)
+        found = []
+        for item in standing(runs, kept, STANDING_BYTES_MIN):
+            length = item.end - item.start
+            if item.run is not None:
+                key = object_key(item.run.object_id)
+                found.append(Standing(item.start, length, key, item.start + item.run.shift))
+            elif row is not None:
+                key = FILES_PREFIX + op.target.path
+                found.append(Standing(item.start, length, key, item.start, row.etag))
+        return found
+
+    def _put_spooled(self, op: Op, file: TodoFile, rec: InodeRec) -> MirrorRow:
         if rec.size > spool_room_bytes(self._directory) // SPOOL_SHARE:
             lazy = _LazyBody(self._source, file, rec.size, op.target.path)
             return self._put_body(op, rec, lazy, lazy.digest())
@@ -324,38 +370,6 @@ class MirrorObjects:
         if whose.our_mark(self._store, info, self._workspace, text) is None:
             raise ForeignObjectError(CHANGED)
         return replace(row, etag=info.etag)
-
-
-def _standing(file: TodoFile, number: int) -> list[Standing]:
-    """The long ranges of a file that stand in one journal object each; `number` is the segment's.
-
-    What is in the journal was written once, under a name of its own: neither it nor where it stands
-    can change, whatever the mirror object was before.
-    """
-    found: list[Standing] = []
-    start = 0
-    first: Location | None = None
-    length = 0
-
-    def close() -> None:
-        if first is not None and length >= STANDING_BYTES_MIN:
-            key = object_key(first.object_id or number)
-            found.append(Standing(start * EXTENT_BYTES, length, key, first.offset))
-
-    expected = 0
-    for index, loc in file.extents():
-        if (
-            first is None
-            or index != expected
-            or length % EXTENT_BYTES
-            or (loc.object_id, loc.offset) != (first.object_id, first.offset + length)
-        ):
-            close()
-            start, first, length = index, loc, 0
-        length += loc.length
-        expected = index + 1
-    close()
-    return found
 
 
 class _LazyBody(Pieces):

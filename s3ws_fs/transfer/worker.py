@@ -3,7 +3,8 @@
 Run as `python -m s3ws_fs.transfer.worker --fd N`, N being one end of a socketpair (wire.py).
 
 Invariants
-1. It opens the cache read-only and writes only below the cache's directories `spool` and `history`.
+1. It opens the cache read-only and writes only below the cache's directories `spool`, `history` and
+   `layouts`.
 2. It may be killed at any moment: what it knows is in the cache, the bucket, or not yet promised.
 3. It ends by itself: when the parent's end closes (at once, whatever is under way), or after IDLE_S
    without a request (at once after `renew` with `then_end`, unless something else was asked for).

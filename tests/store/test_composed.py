@@ -89,6 +89,41 @@ def test_what_stands_is_not_sent(seaweed_config: StoreConfig, source: bytes) -> 
         raw.close()
 
 
+def test_an_object_is_made_of_the_one_that_it_replaces(subject: Subject, source: bytes) -> None:
+    store = subject.store
+    etag = store.put(KEY, source)
+    store.put(SOURCE, b"..tail")
+    standing = [
+        Standing(0, len(source), KEY, 0, etag),
+        Standing(len(source), 4, SOURCE, 2),
+    ]
+    longer = Composed(Bytes(source + b"tail"), standing)
+    with pytest.raises(ConflictError):
+        store.put(KEY, longer, if_match="0" * 32)
+    again = store.put(KEY, longer, if_match=etag)
+    assert store.get(KEY).data == source + b"tail"
+    # Made of another object than stands there: all of it is sent.
+    data = source[::-1]
+    store.put(KEY, Composed(Bytes(data), [Standing(0, len(data), KEY, 0, etag)]), if_match=again)
+    assert store.get(KEY).data == data
+
+
+def test_an_append_sends_nothing_that_stands(seaweed_config: StoreConfig, source: bytes) -> None:
+    raw = S3Store(seaweed_config, retry=RETRY, limits=LIMITS)
+    store = ScopedStore(raw, f"t{uuid4().hex}/{PREFIX}")
+    try:
+        etag = store.put(KEY, source)
+        store.put(SOURCE, b"..tail")
+        sent_before = store.counters.sent_bytes
+        standing = [Standing(0, len(source), KEY, 0, etag), Standing(len(source), 4, SOURCE, 2)]
+        body = Bytes(source + b"tail")
+        store.put(KEY, Composed(body, standing), if_match=etag)
+        assert store.counters.sent_bytes - sent_before == body.asked_bytes == 0
+        assert store.get(KEY).data == source + b"tail"
+    finally:
+        raw.close()
+
+
 def test_a_source_that_is_gone_is_no_error(subject: Subject, source: bytes) -> None:
     data, standing = changed(source)
     subject.store.put(KEY, Composed(Bytes(data), standing), if_none_match=True)

@@ -21,6 +21,7 @@ from s3ws_fs.transfer import objects
 from s3ws_fs.transfer.ahead import Ahead
 from s3ws_fs.transfer.fetch import ExtentSource
 from s3ws_fs.transfer.freeze import freeze
+from s3ws_fs.transfer.layouts import Layouts
 from s3ws_fs.transfer.mirror import MirrorPass
 from tests.transfer.conftest import write
 from tests.transfer.seals import WORKSPACE, ask, records
@@ -109,6 +110,7 @@ def test_a_large_mirror_object_needs_no_spool_file(
         frozen,
         workspace=WORKSPACE,
         directory=tmp_path / "absent",
+        layouts=Layouts(tmp_path / "layouts", WORKSPACE),
         pool=pool,
         report=lambda _: None,
         stopped=threading.Event().is_set,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from s3ws_fs.store.memory import MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import objects
 from s3ws_fs.transfer.fetch import ExtentSource
+from s3ws_fs.transfer.layouts import Layouts
 from s3ws_fs.transfer.mirror import MirrorPass
 from tests.transfer.conftest import PREFIX, write
 from tests.transfer.seals import WORKSPACE, seal_one
@@ -38,8 +40,9 @@ class Composing(ScopedStore):
         if isinstance(body, Composed):
             self.composed += 1
             whole = bytearray()
-            for item in body.standing:
+            for item in body.usable(key, more["if_match"]):
                 whole += self._sent(body, len(whole), item.offset_bytes)
+                # As a server that keeps no condition on a source.
                 whole += self.get(item.key, item.key_bytes, item.length_bytes).data
             body = bytes(whole + self._sent(body, len(whole), body.size_bytes))
         return super().put(key, body, **more)
@@ -56,7 +59,7 @@ class Life:
         self.cache, self.fs, self.directory, self.store = cache, fs, directory, store
         self._number, self._hash = 0, ""
 
-    def flush(self) -> int:
+    def flush(self, conflicts: Sequence[str] = ()) -> int:
         """Seal and mirror; returns how many bytes of composed objects were sent."""
         self._number += 1
         frozen = seal_one(self.fs, self.cache, self.directory, self.store, self._number, self._hash)
@@ -69,13 +72,14 @@ class Life:
                 frozen,
                 workspace=WORKSPACE,
                 directory=self.directory,
+                layouts=Layouts(self.directory / "layouts", WORKSPACE),
                 pool=pool,
                 report=lambda batch: self.cache.record_mirrored(batch.rows, batch.removed, ()),
                 stopped=lambda: False,
             )
             outcome = mirroring.run()
         assert outcome.error is None
-        assert outcome.conflicts == {}
+        assert list(outcome.conflicts) == list(conflicts)
         mirroring.finish_dirs()
         self.cache.record_mirrored((), (), list(mirroring.done()))
         return self.store.sent_bytes - before
@@ -114,8 +118,91 @@ def test_an_append_sends_the_tail(life: Life) -> None:
     ino = write(life.fs, b"big", data)
     life.flush()
     life.fs.write(ino, SIZE, b"tail" * 1000)
-    assert life.flush() <= 2 * EXTENT_BYTES
+    assert life.flush() == 0, "the blob and the segment have it all"
     assert mirrored(life) == data + b"tail" * 1000
+
+
+def test_an_append_sends_nothing_of_what_was_changed_before(life: Life) -> None:
+    data = bytearray(random.Random(7).randbytes(SIZE))
+    ino = write(life.fs, b"big", bytes(data))
+    life.flush()
+    for at in range(0, SIZE, LONG // 2):
+        data[at : at + 10] = b"everywhere"
+        life.fs.write(ino, at, b"everywhere")
+    life.flush()
+    assert life.store.composed == 0, "the journal has no long range of it"
+    for turn in range(3):
+        data += b"tail" * 1000
+        life.fs.write(ino, len(data) - 4000, b"tail" * 1000)
+        assert life.flush() == 0
+        assert life.store.composed == turn + 1
+        assert mirrored(life) == data
+
+
+def test_a_shorter_file_is_made_of_what_stands(life: Life) -> None:
+    data = random.Random(8).randbytes(SIZE)
+    ino = write(life.fs, b"big", data)
+    life.flush()
+    for size in (SIZE - 700, SIZE - MIB - 5, SIZE - MIB + 9):
+        life.fs.setattr(ino, size=size)
+        assert life.flush() <= 2 * EXTENT_BYTES
+        assert (
+            mirrored(life)
+            == data[:size].ljust(size, b"\0")[: SIZE - MIB - 5] + (mirrored(life)[SIZE - MIB - 5 :])
+        )
+        assert mirrored(life) == life.fs.read(ino, 0, size)
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_what_it_is_made_of_is_known_of_a_copy_too(life: Life, is_moved: bool) -> None:
+    data = bytearray(random.Random(9).randbytes(SIZE))
+    ino = write(life.fs, b"big", bytes(data))
+    life.flush()
+    for at in range(0, SIZE, LONG // 2):
+        data[at : at + 10] = b"everywhere"
+        life.fs.write(ino, at, b"everywhere")
+    life.flush()
+    if is_moved:
+        life.fs.rename(ROOT_INO, b"big", ROOT_INO, b"moved", 0)
+    else:
+        life.fs.setattr(ino, mode=0o600)
+    life.flush()
+    life.fs.write(ino, SIZE, b"x")
+    assert life.flush() == 0
+    assert life.store.composed == 1
+    assert mirrored(life, "moved" if is_moved else "big") == bytes(data) + b"x"
+
+
+def test_nothing_is_made_of_an_object_that_is_not_ours(life: Life) -> None:
+    data = bytearray(random.Random(10).randbytes(SIZE))
+    ino = write(life.fs, b"big", bytes(data))
+    life.flush()
+    for at in range(0, SIZE, LONG // 2):
+        data[at : at + 10] = b"everywhere"
+        life.fs.write(ino, at, b"everywhere")
+    life.flush()
+    other = random.Random(11).randbytes(SIZE)
+    life.store.put(layout.FILES_PREFIX + "big", other)
+    life.fs.write(ino, SIZE, b"x")
+    life.flush(conflicts=["big"])
+    assert mirrored(life) == other
+
+
+def test_another_object_of_ours_is_replaced_and_nothing_made_of_it(life: Life) -> None:
+    data = bytearray(random.Random(12).randbytes(SIZE))
+    ino = write(life.fs, b"big", bytes(data))
+    life.flush()
+    key = layout.FILES_PREFIX + "big"
+    first, was = life.store.head(key), mirrored(life)
+    for at in range(0, SIZE, LONG // 2):
+        data[at : at + 10] = b"everywhere"
+        life.fs.write(ino, at, b"everywhere")
+    life.flush()
+    # As a put of ours that came late: an older object, with its mark.
+    life.store.put(key, was, metadata=first.metadata)
+    life.fs.write(ino, SIZE, b"x")
+    assert life.flush() == SIZE // EXTENT_BYTES * EXTENT_BYTES
+    assert mirrored(life) == bytes(data) + b"x"
 
 
 def test_what_stands_in_the_segment_itself_is_copied_too(life: Life) -> None:
@@ -156,9 +243,10 @@ def test_at_the_limits(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
     # Less than half of it stands in long ranges: sent as a whole.
     monkeypatch.setattr(objects, "STANDING_BYTES_MIN", SIZE)
     life.fs.write(ino, 0, b"c")
+    life.fs.write(ino, SIZE - 1, b"y")
     life.flush()
     assert life.store.composed == 1
-    assert mirrored(life) == b"c" + bytes(SIZE - 2) + b"x"
+    assert mirrored(life) == b"c" + bytes(SIZE - 2) + b"y"
 
 
 def test_files_share_no_ranges(life: Life) -> None:

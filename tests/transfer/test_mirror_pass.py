@@ -19,6 +19,7 @@ from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import mirror
 from s3ws_fs.transfer.fetch import ExtentSource
 from s3ws_fs.transfer.freeze import freeze
+from s3ws_fs.transfer.layouts import Layouts
 from s3ws_fs.transfer.mirror import (
     DELETE_BATCH,
     REFUSED_PLACES_MAX,
@@ -75,6 +76,7 @@ def run(
             frozen,
             workspace=WORKSPACE,
             directory=tmp_path,
+            layouts=Layouts(tmp_path / "layouts", WORKSPACE),
             pool=pool,
             report=report,
             stopped=stop.is_set,

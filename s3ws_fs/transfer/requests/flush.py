@@ -21,12 +21,15 @@ from s3ws_fs.core.retention import Limits
 from s3ws_fs.transfer import garbage, journaling, reconcile, sealing, spool, wire
 from s3ws_fs.transfer.fetch import ExtentSource
 from s3ws_fs.transfer.freeze import FreezeRequest, freeze
+from s3ws_fs.transfer.layouts import Layouts
 from s3ws_fs.transfer.mirror import Batch, MirrorPass
 from s3ws_fs.transfer.session import Group, Reply
 
 LIST_BATCH: Final = 2000
 HISTORY_DIR: Final = "history"
 """Below the cache directory: what points of history name, read from the bucket (spans)."""
+LAYOUTS_DIR: Final = "layouts"
+"""Below the cache directory: what the mirror's large objects are made of (layouts)."""
 
 
 class Flush(Group):
@@ -116,6 +119,7 @@ class Flush(Group):
             frozen,
             workspace=session.workspace,
             directory=session.spool,
+            layouts=Layouts(session.cache_dir / LAYOUTS_DIR, session.workspace),
             pool=session.transfers,
             report=lambda batch: part(_batch_json(batch)),
             stopped=partial(session.is_stopped, frozen.flush_id),
