@@ -24,8 +24,7 @@ import click
 
 from s3ws_fs import launch
 from s3ws_fs.cli import report
-from s3ws_fs.cli.mounting import setting_flags
-from s3ws_fs.cli.workspace import chosen, workspace_flags
+from s3ws_fs.cli.workspace import chosen, workspace_flags, workspace_place
 from s3ws_fs.control import client, registry
 from s3ws_fs.core import backups as core
 from s3ws_fs.core.backups import Backup
@@ -66,9 +65,8 @@ def backup(mountpoint: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("mountpoint", required=False, type=click.Path(path_type=str, readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-@setting_flags()
+@workspace_place
 def backups(mountpoint: str | None, as_json: bool, **overrides: Any) -> None:
     """List the backups of the workspace of MOUNTPOINT, or of the one the settings name."""
     workspace = chosen(mountpoint, overrides)

@@ -16,8 +16,7 @@ from typing import Any, Final
 import click
 
 from s3ws_fs.cli import report
-from s3ws_fs.cli.mounting import setting_flags
-from s3ws_fs.cli.workspace import chosen, mount_here
+from s3ws_fs.cli.workspace import chosen, mount_here, workspace_place
 from s3ws_fs.control import client, registry
 from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.core.history import KINDS, NAMED
@@ -130,10 +129,9 @@ def _taken(result: dict[str, Any]) -> str:
 
 
 @click.command(short_help="List snapshots and marks of turns.")
-@click.argument("mountpoint", required=False, type=click.Path(path_type=str, readable=False))
 @click.option("--kind", type=click.Choice(KINDS), help="Only those of one kind.")
 @_JSON
-@setting_flags()
+@workspace_place
 def snapshots(mountpoint: str | None, kind: str | None, as_json: bool, **overrides: Any) -> int:
     """List the snapshots of the workspace on MOUNTPOINT, or of the one that the settings name.
 

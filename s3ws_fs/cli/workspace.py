@@ -8,16 +8,17 @@ Invariants
 2. Of a mount, what it says counts (ids, prefix, bucket), except for flags: the environment may be
    of another workspace.
 
-Called by cli.history, cli.look, cli.fork and cli.mounting.
+Called by cli.backups, cli.git, cli.history, cli.look, cli.fork and cli.mounting.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -53,6 +54,23 @@ def workspace_flags(function: _F) -> _F:
         help="The workspace mounted there. Default: the mount that the current directory is in, "
         "or the workspace that the settings name.",
     )(function)
+
+
+def workspace_place(function: _F) -> _F:
+    """MOUNTPOINT as an argument, or `--mountpoint` as everywhere; and a flag for each setting."""
+
+    @functools.wraps(function)
+    def command(place: str | None, mountpoint: str | None, **more: Any) -> Any:
+        if place is not None and mountpoint is not None:
+            raise click.UsageError("Name the mount once: as an argument or by --mountpoint.")
+        return function(mountpoint=mountpoint if place is None else place, **more)
+
+    return click.argument(
+        "place",
+        metavar="[MOUNTPOINT]",
+        required=False,
+        type=click.Path(path_type=str, readable=False),
+    )(workspace_flags(cast(_F, command)))
 
 
 def chosen(mountpoint: str | None, overrides: dict[str, Any]) -> Workspace:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import UsageError
 from click.testing import CliRunner, Result
 
 from s3ws_fs.cache.cache import Cache, open_cache
@@ -96,6 +97,24 @@ def test_listing(cache: Cache, store: ScopedStore, tmp_path: Path) -> None:
     (broken, whole) = document(run("backups", "--json"))["backups"]
     assert not broken["good"]
     assert whole["good"] and whole["time"] == "2026-01-31T12:00:00Z"
+
+
+@pytest.mark.parametrize(("command", "module"), [("backups", "backups"), ("snapshots", "history")])
+def test_the_mount_is_named_as_an_argument_or_as_everywhere(
+    monkeypatch: pytest.MonkeyPatch, command: str, module: str
+) -> None:
+    seen: list[str | None] = []
+
+    def chosen(mountpoint: str | None, overrides: dict[str, Any]) -> None:
+        seen.append(mountpoint)
+        raise UserError("that is all")
+
+    monkeypatch.setattr(f"s3ws_fs.cli.{module}.chosen", chosen)
+    for words in (["/m"], ["-m", "/m"], ["--json", "--mountpoint", "/m"], []):
+        refused(command, *words)
+    assert seen == ["/m", "/m", "/m", None]
+    with pytest.raises(UsageError, match="once"):
+        run(command, "/m", "-m", "/m")
 
 
 def test_what_is_in_it(cache: Cache, store: ScopedStore, tmp_path: Path) -> None:
