@@ -24,7 +24,7 @@ from typing import Any, Final
 import trio
 
 from s3ws_fs.cache.cache import Cache
-from s3ws_fs.core import failpoints, keys
+from s3ws_fs.core import failpoints, folding, keys
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import CacheError, S3wsError, StartOverError
 from s3ws_fs.core.ids import RandBits, new_id
@@ -37,9 +37,8 @@ from s3ws_fs.transfer import wire
 from s3ws_fs.transfer.client import WorkerClient
 from s3ws_fs.transfer.spool import RecordsFile, open_records
 
-CHECKPOINT_EVERY_SEGMENTS: Final = 64
-CHECKPOINT_EVERY_BYTES: Final = 256 << 20
-"""A checkpoint is due after so many segments, or bytes of segments, since the last."""
+CHECKPOINT_EVERY_SEGMENTS: Final = folding.SEGMENTS_MIN
+"""At least so many segments lie between two checkpoints; how many more, says `folding`."""
 RECORD_BATCH: Final = 1000
 UNMIRRORED_LISTED_MAX: Final = 1000
 LOOKED_AT_MAX: Final = 10_000
@@ -85,6 +84,7 @@ class Flusher:
         self._sealed: Sealed | None = None
         self._segments = 0
         self._segment_bytes = 0
+        self._checkpoint_bytes = 0
         self._flush_id = ""
         self.state = "idle"
         self.fenced: wire.FencedError | None = None
@@ -171,8 +171,12 @@ class Flusher:
         sealed = await self._learn()
         number = sealed.number + 1
         due = collect and (
-            self._segments + 1 >= CHECKPOINT_EVERY_SEGMENTS
-            or self._segment_bytes >= CHECKPOINT_EVERY_BYTES
+            folding.is_due(
+                self._segments + 1,
+                self._segment_bytes,
+                self._checkpoint_bytes,
+                CHECKPOINT_EVERY_SEGMENTS,
+            )
             or bool(self._cache.get_json(position.CHECKPOINT_DUE))
             or look
         )
@@ -229,6 +233,7 @@ class Flusher:
             raise wire.FencedError(state["header"]["host"])
         self._segments = state["segments"]
         self._segment_bytes = state["segment_bytes"]
+        self._checkpoint_bytes = state["checkpoint_bytes"]
         self._sealed = Sealed.from_json(self._cache.get_json("sealed"))
         return self._sealed
 
@@ -267,6 +272,7 @@ class Flusher:
             self.history_from = done["kept_from"] or self.history_from
             self._segments = 0
             self._segment_bytes = 0
+            self._checkpoint_bytes = done["checkpoint_bytes"]
             if self._cache.get_json(position.CHECKPOINT_DUE):
                 self._cache.put_json(position.CHECKPOINT_DUE, False)
                 self._cache.put_json(position.DONE_WITHOUT, None)

@@ -51,6 +51,8 @@ class JournalState:
     checkpoint: int
     segments: tuple[int, ...]
     segment_bytes: int
+    """Of the segments above the checkpoint."""
+    checkpoint_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As an answer's JSON."""
@@ -62,6 +64,7 @@ class JournalState:
             "checkpoint": self.checkpoint,
             "segments": len(self.segments),
             "segment_bytes": self.segment_bytes,
+            "checkpoint_bytes": self.checkpoint_bytes,
         }
 
 
@@ -200,7 +203,9 @@ def survey(store: ScopedStore) -> JournalState:
     workspace = read_workspace(store)
     if workspace is None:
         require_nothing_half(store)
-    checkpoint = max((n for n, _, _ in numbers(store, layout.CKPT_PREFIX)), default=0)
+    checkpoint, checkpoint_bytes = max(
+        ((n, size) for n, size, _ in numbers(store, layout.CKPT_PREFIX)), default=(0, 0)
+    )
     after = layout.seg_key(checkpoint - 1) if checkpoint > 1 else ""
     found = sorted(
         (n, size) for n, size, _ in numbers(store, layout.SEG_PREFIX, after) if n >= checkpoint
@@ -220,7 +225,9 @@ def survey(store: ScopedStore) -> JournalState:
         header, digest = _newest_header(store, newest, bool(above))
         check_place(header, layout.seg_key(newest), workspace, newest)
     size = sum(size for n, size in found if n > checkpoint)
-    return JournalState(workspace, newest, header, digest, checkpoint, above, size)
+    return JournalState(
+        workspace, newest, header, digest, checkpoint, above, size, checkpoint_bytes
+    )
 
 
 def check_end(store: ScopedStore, newest: int, generation: int, mirrored: int) -> None:

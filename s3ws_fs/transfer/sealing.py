@@ -82,17 +82,19 @@ def seal(store: ScopedStore, frozen: Frozen) -> None:
     failpoints.hit(failpoints.SEAL_AFTER)
 
 
-def put_checkpoint(store: ScopedStore, frozen: Frozen) -> None:
-    """Put the checkpoint of a sealed freeze. Raises StoreError."""
+def put_checkpoint(store: ScopedStore, frozen: Frozen) -> int:
+    """Put the checkpoint of a sealed freeze; returns its bytes. Raises StoreError."""
     assert frozen.checkpoint is not None
     failpoints.hit(failpoints.CHECKPOINT_BEFORE)
     with frozen.checkpoint.open("rb") as file:
-        body = FileSlice(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        size_bytes = os.fstat(file.fileno()).st_size
+        body = FileSlice(file.fileno(), 0, size_bytes)
         try:
             store.put(
                 layout.ckpt_key(frozen.number), body, content_type=JOURNAL_TYPE, if_none_match=True
             )
         except ConflictError:
             # Our own, by an attempt whose answer was lost: nobody else sealed this number.
-            return
+            return size_bytes
     failpoints.hit(failpoints.CHECKPOINT_AFTER)
+    return size_bytes

@@ -307,6 +307,39 @@ async def test_checkpoints_fold_and_restore(
     assert {path: mirror(bucket)[path] for path in want} == want
 
 
+async def test_a_checkpoint_comes_when_segments_weigh_as_much_as_the_last(
+    mounter: Mounter, bucket: ScopedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it is learnt from the bucket how much that is."""
+    monkeypatch.setattr("s3ws_fs.replica.flusher.CHECKPOINT_EVERY_SEGMENTS", 2)
+    monkeypatch.setattr("s3ws_fs.core.folding.SEGMENT_COST_BYTES", 0)
+
+    def sizes(prefix: str) -> list[int]:
+        return [entry.size_bytes for entry in sorted(bucket.list(prefix), key=lambda e: e.key)]
+
+    async def change(m: Mount) -> None:
+        m.write("f0", os.urandom(100))
+        await m.sync()
+
+    async with mounter("a") as m:
+        for number in range(100):
+            m.write(f"f{number}", b"")
+        await m.sync()
+        await change(m)
+        (weight,) = sizes(layout.CKPT_PREFIX)
+        await change(m)
+        segments = sizes(layout.SEG_PREFIX)
+        assert 3 * segments[-1] < weight, "or nothing is to be seen"
+        assert len(sizes(layout.CKPT_PREFIX)) == 1
+    for _ in range(20):
+        async with mounter("a") as m:
+            await change(m)
+        if len(sizes(layout.CKPT_PREFIX)) == 2:
+            break
+    folded = sizes(layout.SEG_PREFIX)[2:]
+    assert sum(folded[:-2]) < weight <= sum(folded[:-1])
+
+
 @pytest.mark.parametrize("remount", [False, True], ids=["same daemon", "next daemon"])
 async def test_a_seal_that_was_not_noted_is_adopted(
     mounter: Mounter, bucket: ScopedStore, monkeypatch: pytest.MonkeyPatch, remount: bool

@@ -92,7 +92,7 @@ class Flush(Group):
         """
         session = self.session
         frozen = session.kept(ask)
-        sealing.put_checkpoint(session.store, frozen)
+        size_bytes = sealing.put_checkpoint(session.store, frozen)
         done, error = garbage.Collected(), ""
         try:
             done = garbage.collect_garbage(
@@ -107,7 +107,11 @@ class Flush(Group):
         except (StoreError, FormatError) as exc:
             error = str(exc)
         uploads = garbage.give_up_uploads(session.store)
-        return asdict(done) | {"garbage_error": error, "uploads": uploads}
+        return asdict(done) | {
+            "checkpoint_bytes": size_bytes,
+            "garbage_error": error,
+            "uploads": uploads,
+        }
 
     def do_mirror(self, ask: dict[str, Any], part: Reply) -> dict[str, Any]:
         """Bring files/ to the frozen point; results come in parts. Ends the freeze."""
