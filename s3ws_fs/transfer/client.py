@@ -89,7 +89,7 @@ def withhold_credentials() -> None:
 
 def environment() -> dict[str, str]:
     """This process's environment with the credentials: for a child that talks to the store."""
-    return {**os.environ, **_withheld}
+    return early.with_few_heaps({**os.environ, **_withheld})
 
 
 Start = Callable[[], Awaitable[tuple[Running, trio.abc.Stream]]]

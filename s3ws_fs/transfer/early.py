@@ -29,6 +29,9 @@ from typing import Final
 
 CONFIG_BYTES_MAX: Final = 256 << 10
 """As core.config has it."""
+ARENAS_MAX: Final = 2
+"""Heaps of glibc's malloc in a child. By default each thread has its own, and keeps in it what was
+freed: a worker's dozen held 60 MiB after 70 turns of an agent, 88 after 300, where two hold 30."""
 WARM_ID: Final = -1
 """Nobody waits for its answer."""
 
@@ -50,6 +53,11 @@ def command(fd: int) -> list[str]:
     return [sys.executable, "-P", "-m", "s3ws_fs.transfer.worker", "--fd", str(fd)]
 
 
+def with_few_heaps(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a child with threads; who sets malloc's variable himself has his way."""
+    return {"MALLOC_ARENA_MAX": str(ARENAS_MAX), **environ}
+
+
 def start(arguments: list[str], environ: Mapping[str, str]) -> None:
     """Start a worker for the daemon with these arguments, if it will need one. Never raises.
 
@@ -68,7 +76,7 @@ def start(arguments: list[str], environ: Mapping[str, str]) -> None:
             process = subprocess.Popen(
                 command(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
-                env=environ,
+                env=with_few_heaps(environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,

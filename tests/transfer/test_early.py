@@ -123,6 +123,7 @@ async def test_the_first_request_adopts_it(
     client = _client(cache, config)
     await client.ask("survey")
     assert (client.pid, client.spawned) == (pid, 1)
+    assert b"MALLOC_ARENA_MAX=" in Path(f"/proc/{pid}/environ").read_bytes()
     await client.close()
     assert not Path(f"/proc/{pid}").exists()
 

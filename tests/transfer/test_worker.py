@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -27,7 +28,8 @@ from s3ws_fs.store.base import OPS
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import wire
-from s3ws_fs.transfer.client import Traffic, WorkerClient
+from s3ws_fs.transfer.client import Traffic, WorkerClient, environment
+from s3ws_fs.transfer.early import ARENAS_MAX
 from tests.transfer.conftest import PREFIX
 
 CLAIM = {
@@ -351,3 +353,38 @@ def test_it_ends_when_its_parent_is_gone() -> None:
     ours, process = spawn()
     ours.close()
     assert process.wait(20) == 0
+
+
+ALLOCATING = """
+import ctypes, sys, tempfile, threading
+libc = ctypes.CDLL(None)
+barrier = threading.Barrier(9)
+def work():
+    kept = bytearray(100_000)
+    barrier.wait()
+    barrier.wait()
+for _ in range(8):
+    threading.Thread(target=work).start()
+barrier.wait()
+libc.fopen.restype = ctypes.c_void_p
+with tempfile.NamedTemporaryFile() as file:
+    told = libc.fopen(file.name.encode(), b"w")
+    libc.malloc_info(0, ctypes.c_void_p(told))
+    libc.fclose(ctypes.c_void_p(told))
+    print(file.read().count(b"<heap nr="))
+barrier.wait()
+"""
+
+
+def test_the_threads_of_a_child_share_few_heaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("this C library has no heaps of that kind")
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+
+    def heaps() -> int:
+        words = [sys.executable, "-c", ALLOCATING]
+        return int(subprocess.run(words, env=environment(), capture_output=True, check=True).stdout)
+
+    assert heaps() == ARENAS_MAX
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "5")
+    assert heaps() == 5
