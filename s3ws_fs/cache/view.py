@@ -29,7 +29,7 @@ from s3ws_fs.core.records import (
     decode_location,
     decode_mirror,
 )
-from s3ws_fs.core.types import ROOT_INO, DirEntry, Location
+from s3ws_fs.core.types import ROOT_INO, Attr, DirEntry, Location
 
 PATH_DEPTH_MAX: Final = 4096
 """More parents than this on the way to the root is a damaged tree, not a deep one."""
@@ -61,6 +61,11 @@ class View:
         """An inode by number."""
         raw = self.txn.get(keys.pack_u64(ino), db=self.db.inodes)
         return None if raw is None else decode_inode(ino, raw)
+
+    def attr(self, ino: int) -> Attr | None:
+        """What stat(2) shows of an inode. Raises FormatError."""
+        raw = self.txn.get(keys.pack_u64(ino), db=self.db.inodes)
+        return None if raw is None else decode_attr(ino, raw)
 
     def dentry(self, parent: int, name: bytes) -> int | None:
         """The inode that `name` stands for in `parent`."""

@@ -23,7 +23,7 @@ from s3ws_fs.core.errors import FsError, GoneError
 from s3ws_fs.core.keys import unpack_u64
 from s3ws_fs.core.limits import NAME_BYTES_MAX
 from s3ws_fs.core.records import InodeRec
-from s3ws_fs.core.types import Outdated
+from s3ws_fs.core.types import Attr, Outdated
 
 META_OUTDATED: Final = "outdated"
 """What the kernel was not told of yet: if we die before it was, the next daemon tells it."""
@@ -152,6 +152,14 @@ def need(view: View, ino: int) -> InodeRec:
     if rec is None:
         raise GoneError(ino)
     return rec
+
+
+def need_attr(view: View, ino: int) -> Attr:
+    """What stat(2) shows of the inode, or GoneError (ENOENT)."""
+    attr = view.attr(ino)
+    if attr is None:
+        raise GoneError(ino)
+    return attr
 
 
 def need_dir(view: View, ino: int) -> InodeRec:

@@ -31,7 +31,7 @@ from s3ws_fs.core.records import InodeRec
 from s3ws_fs.core.types import ROOT_INO, Attr, NeedExtents, StatFs
 from s3ws_fs.fs import acls
 from s3ws_fs.fs.arrivals import ArrivalOps
-from s3ws_fs.fs.base import need
+from s3ws_fs.fs.base import need, need_attr
 from s3ws_fs.fs.data import ColdError
 from s3ws_fs.fs.rewinding import RewindOps
 
@@ -73,7 +73,7 @@ class FileSystem(ArrivalOps, RewindOps):
     def getattr(self, ino: int) -> Attr:
         """Attributes of an inode. Raises ENOENT."""
         with self.cache.read() as view:
-            return need(view, ino).attr()
+            return need_attr(view, ino)
 
     def setattr(
         self,

@@ -29,7 +29,15 @@ from s3ws_fs.core.types import (
     DirEntry,
 )
 from s3ws_fs.fs import acls
-from s3ws_fs.fs.base import FsBase, check_name, need, need_dir, need_entry, touch_dir
+from s3ws_fs.fs.base import (
+    FsBase,
+    check_name,
+    need,
+    need_attr,
+    need_dir,
+    need_entry,
+    touch_dir,
+)
 
 REAP_BATCH = 64
 """Forgotten orphans that are kept for one transaction: a crash leaves them to the next mount."""
@@ -54,7 +62,7 @@ class NameOps(FsBase):
             if ino is None:
                 need_dir(view, parent)
                 raise FsError(errno.ENOENT)
-            return need(view, ino).attr()
+            return need_attr(view, ino)
 
     def parent_of(self, ino: int) -> int:
         """The directory above a directory (the root's is the root)."""
