@@ -99,6 +99,8 @@ class Target:
     flush: Callable[[], None] = field(default=lambda: None)
     backing: Backing | None = None
     cold: Callable[[], float] | None = None
+    by_hand: Callable[[str, int, int], None] | None = None
+    """Copies of a file without making each (bench.byhand): directory below the mount, range."""
 
     def log_tail(self) -> str:
         """The last lines that the daemon logged, each on its own; empty when there are none."""

@@ -3,8 +3,8 @@
 1. A target grows in one direction, so sizes can't be interleaved: each step is repeated, its median
    counts, and beside the clock stands the daemon's own processor time, which a busy machine leaves
    alone.
-2. Files are made through the target, as a program makes them, and all of them are saved before the
-   work beside them begins.
+2. Up to FILES_BY_HAND files are made through the target, as a program makes them; what is beyond
+   is put into our cache by hand (bench.byhand). All are saved before the work beside them begins.
 3. What a sync sends is counted at the proxy; for a store without one, requests are the daemon's
    word and bytes are not told.
 
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from bench import processes
+from bench import pieces, processes
 from bench.proxy import Counts
 from bench.results import Growth, Sized
 from bench.workloads import Step
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 REPEATS: Final = 5
 FILES_A_CHILD: Final = 50_000
 """A child has a limit of time: a million files are made by several, one after the other."""
+FILES_BY_HAND: Final = 100_000
+"""More are not made one by one in ours, but copied into its cache (bench.byhand)."""
 MIB_A_CHILD: Final = 1024
 NULL_MIB_MAX: Final = 1024
 """The null filesystem keeps its files in memory."""
@@ -41,6 +43,10 @@ def growth(stage: Stage) -> list[Step]:
         return []
     present = 0
     for files in stage.job.scale.growth:
+        by_hand = stage.target.by_hand
+        if by_hand is not None and files > FILES_BY_HAND:
+            by_hand(f"{stage.where}/{pieces.FLAT}", present, files)
+            present = files
         while present < files:
             present = min(files, present + FILES_A_CHILD)
             stage.piece("growth_fill", present)

@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
-from bench import peers, processes
+from bench import byhand, peers, processes
 from bench.ground import Ground, Target, UnavailableError, need_fuse
 from s3ws_fs import launch
 from s3ws_fs.control import client, registry
@@ -172,6 +172,7 @@ class _Ours:
         self._target = Target(name, directory, self._info.pid, self.ask, log)
         self._target.flush = self._sync
         self._target.cold = self.cold
+        self._target.by_hand = self.by_hand
         return self._target
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -189,6 +190,13 @@ class _Ours:
         began = time.perf_counter()
         self.mount()
         return time.perf_counter() - began
+
+    def by_hand(self, directory: str, first: int, end: int) -> None:
+        """Copies of `directory`/f0, put into the cache while it is not mounted."""
+        self._sync()
+        self._umount()
+        byhand.fill(self._config, directory, first, end)
+        self.mount()
 
     def _umount(self) -> None:
         launch.umount_and_wait(

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import agentday, churn
-from bench.agentday import Day
-from bench.churn import Look
+from bench import agentday, churn, churnfigures
+from bench.churnfigures import Day, Look, Turns
 from tests.support.mounting import require_fuse
 
 LOOK = Look(
@@ -31,14 +30,18 @@ LOOK = Look(
 )
 
 
-def day_of(**changed: object) -> list[Look]:
+TURNS = Turns([100.0, 900.0, 90.0], [{"save": 300.0, "stat": 9.0}, {"save": 310.0}, {"build": 1.0}])
+
+
+def day_of(aged: Turns = TURNS, **changed: object) -> Day:
     """Thirty looks, the last ten of which are changed so; each third ends with a leap."""
     looks = [replace(LOOK, turn=n, after_leap=n % 10 == 9) for n in range(30)]
-    return looks[:20] + [replace(look, **changed) for look in looks[20:]]  # type: ignore[arg-type]
+    looks[20:] = [replace(look, **changed) for look in looks[20:]]  # type: ignore[arg-type]
+    return Day(looks, aged, TURNS)
 
 
-def not_met(looks: list[Look]) -> list[str]:
-    return [each.goal for each in churn.judge(looks) if not each.met]
+def not_met(found: Day) -> list[str]:
+    return [each.goal for each in churnfigures.judge(found) if not each.met]
 
 
 def test_what_stays_as_it_is_is_within_all_bounds() -> None:
@@ -54,19 +57,19 @@ def test_what_stays_as_it_is_is_within_all_bounds() -> None:
         ({"cache_bytes": 70 << 20}, "cache file, end"),
         ({"bucket_bytes": 30 << 20}, "bucket a day later"),
         ({"descriptors": 24}, "open descriptors"),
-        ({"cpu_ms": 200.0}, "processor time"),
-        ({"us": {"save": 900.0}}, "median operation"),
+        ({"aged": replace(TURNS, cpu_ms=[140.0])}, "processor time"),
+        ({"aged": replace(TURNS, us=[{"save": 500.0}])}, "median operation"),
     ],
 )
 def test_what_grows_is_named(changed: dict[str, object], goal: str) -> None:
-    found = not_met(day_of(**changed))
+    found = not_met(day_of(**changed))  # type: ignore[arg-type]
     assert any(each.startswith(goal) or goal in each for each in found), found
 
 
 def test_an_operation_is_held_against_itself() -> None:
-    looks = day_of(us={"save": 600.0})
-    # No packages came in the last third: nothing is said of them.
-    assert churn.slowdowns(looks) == {"save": 2.0}
+    aged = replace(TURNS, us=[{"save": 610.0, "packages": 9.0}])
+    # No packages came on the fresh one: nothing is said of them.
+    assert churnfigures.slowdowns(day_of(aged)) == {"save": 2.0}
 
 
 def test_the_agents_workspace_stays_of_one_size(
@@ -74,7 +77,7 @@ def test_the_agents_workspace_stays_of_one_size(
 ) -> None:
     monkeypatch.setattr(agentday, "LIVE_FILES", 80)
     monkeypatch.setattr(agentday, "REPOSITORY_TURNS", 3)
-    day = Day(tmp_path, 7)
+    day = agentday.Day(tmp_path, 7)
     for number in range(3):
         kinds = {step.name for step in day.turn(number).steps}
         assert {"stat", "read", "save", "create", "delete", "append", "sqlite", "big"} <= kinds
@@ -88,7 +91,7 @@ def test_the_agents_workspace_stays_of_one_size(
 
 def test_the_agent_finds_wrong_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agentday, "LIVE_FILES", 80)
-    day = Day(tmp_path, 7)
+    day = agentday.Day(tmp_path, 7)
     for path in (tmp_path / "src").rglob("*.py"):
         path.write_bytes(b"something else")
     with pytest.raises(RuntimeError, match="differs"):
@@ -103,6 +106,9 @@ def test_a_short_day(
     require_fuse()
     monkeypatch.setattr(churn, "LEAPS", 2)
     monkeypatch.setattr(churn, "SYNC_EVERY", 1)
+    monkeypatch.setattr(churn, "COMPARED_TURNS", 2)
+    monkeypatch.setattr(churn, "WARM_TURNS", 1)
+    monkeypatch.setattr(churn, "FLUSHES_A_LEAP", 3)
     # What is measured in a moment is not to be judged.
     monkeypatch.setattr(churn, "judge", lambda _: [])
     place = tmp_path / "place"
@@ -111,7 +117,11 @@ def test_a_short_day(
     words = ["--seconds", "0.01", "--seed", "7", "--dir", str(place), "--json", str(figures)]
     assert churn.main([*words, "--plots", str(tmp_path)]) == 0
     assert list(place.iterdir()) == []
-    looks = [Look(**each) for each in json.loads(figures.read_text())["looks"]]
+    found = json.loads(figures.read_text())
+    for turns in (found["aged"], found["fresh"]):
+        assert len(turns["cpu_ms"]) == len(turns["us"]) == 2
+        assert min(turns["cpu_ms"]) > 0
+    looks = [Look(**each) for each in found["looks"]]
     assert [look.after_leap for look in looks] == [True, True]
     for look in looks:
         assert 5 < look.daemon_mib < 200
