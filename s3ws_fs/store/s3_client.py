@@ -11,11 +11,13 @@ Invariants
    server refuses them they are looked up anew: a changed file counts without a restart.
 5. An answer is believed only when it has what S3's answer to that request has.
 
-Called by s3.py and s3_multipart.py. How the client is built: s3_session.py.
+Called by s3.py and s3_multipart.py. Which client: s3_plain.py, s3_session.py.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 import threading
 import time
@@ -32,13 +34,10 @@ from s3ws_fs.store.s3_errors import (
     is_refused_credential,
     is_throttled,
     map_error,
-)
-from s3ws_fs.store.s3_session import (
-    CONNECT_TIMEOUT_S,
-    READ_TIMEOUT_S,
-    make_client,
     without_secrets,
 )
+from s3ws_fs.store.s3_http import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from s3ws_fs.store.s3_plain import PlainClient, plain_keys
 
 ATTEMPTS_MAX: Final = 4
 """Attempts of one request, the first included."""
@@ -79,7 +78,7 @@ class RetryPolicy:
 
 
 class Wire:
-    """A boto3 client with our way of sending. `client` stays, whatever credentials come and go."""
+    """A client, as boto3 has it, with our way of sending. It stays, whatever credentials come."""
 
     def __init__(
         self, config: StoreConfig, counters: Counters, waits: Waits, retry: RetryPolicy
@@ -92,7 +91,7 @@ class Wire:
         self._renewing = threading.Lock()
         self._renewed_s = float("-inf")
         self._names_requests = False
-        self._current, self._credentials = make_client(config)
+        self._current, self._credentials = open_client(config)
         self.client = _Current(lambda: self._current)
 
     def send(
@@ -192,7 +191,7 @@ class Wire:
                 return False
             self._renewed_s = now_s
             try:
-                client, credentials = make_client(self._config)
+                client, credentials = open_client(self._config)
             except StoreError:
                 # A file that is being written this moment: the next refusal looks again.
                 return False
@@ -206,6 +205,26 @@ class Wire:
     def close(self) -> None:
         """Release the connections."""
         self._current.close()
+
+
+def open_client(config: StoreConfig) -> tuple[Any, bytes]:
+    """A client, and a digest of its credentials. Raises PermanentError (bad profile…)."""
+    keys = plain_keys(config, os.environ)
+    if keys is None:
+        return _boto3_client(config)
+    try:
+        client = PlainClient(config, keys, lambda: _boto3_client(config)[0])
+    except OSError as exc:
+        raise map_error("open", config.location, exc) from exc
+    known = "\0".join((keys.access, keys.secret, keys.token))
+    return client, hashlib.sha256(known.encode("utf-8", "surrogateescape")).digest()
+
+
+def _boto3_client(config: StoreConfig) -> tuple[Any, bytes]:
+    # Loaded where it is needed only: see s3_plain.
+    from s3ws_fs.store.s3_session import make_client
+
+    return make_client(config)
 
 
 class _Current:

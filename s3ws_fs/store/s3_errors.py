@@ -5,7 +5,7 @@ Invariants
    headers, signatures or the string that was signed.
 2. What may work when tried again is transient, also when in doubt about an answer that came broken.
 
-Called by s3.py.
+Called by the s3 modules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 from botocore import exceptions as boto
-from botocore.parsers import ResponseParserError
 
 from s3ws_fs.core.errors import (
     ConflictError,
@@ -91,6 +90,10 @@ _REMEDIES: Final = {
 }
 
 
+class GarbledError(Exception):
+    """An answer that is not of the shape that S3's has."""
+
+
 def map_error(op: str, key: str, exc: Exception) -> StoreError:
     """The StoreError that stands for `exc`, raised by a botocore client."""
     if isinstance(exc, boto.ClientError):
@@ -100,7 +103,8 @@ def map_error(op: str, key: str, exc: Exception) -> StoreError:
         kind: type[StoreError] = PermanentError if certificate else TransientError
         hint = "the server's certificate is not trusted" if certificate else "TLS failed"
         return kind(op, key, f"{hint} ({_short(exc)})")
-    if isinstance(exc, ResponseParserError):
+    # By name: to load botocore's parsers takes longer than all of this.
+    if isinstance(exc, GarbledError) or type(exc).__name__ == "ResponseParserError":
         return TransientError(op, key, NOT_S3)
     if isinstance(exc, boto.EndpointConnectionError | boto.ConnectTimeoutError):
         return TransientError(op, key, f"the server can't be reached ({_short(exc)})")
@@ -121,6 +125,11 @@ def map_error(op: str, key: str, exc: Exception) -> StoreError:
     if isinstance(exc, boto.BotoCoreError):
         return PermanentError(op, key, _short(exc))
     return PermanentError(op, key, f"unexpected {type(exc).__name__}")
+
+
+def without_secrets(exc: Exception) -> Exception | None:
+    """What may be chained: a ClientError's response may hold the string that was signed."""
+    return None if hasattr(exc, "response") else exc
 
 
 def is_throttled(exc: StoreError) -> bool:

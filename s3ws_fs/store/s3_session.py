@@ -24,15 +24,10 @@ from botocore.utils import determine_content_length
 from urllib3.exceptions import InsecureRequestWarning
 
 from s3ws_fs.core.config import StoreConfig
-from s3ws_fs.store.s3_errors import map_error
+from s3ws_fs.store import s3_http
+from s3ws_fs.store.s3_errors import map_error, without_secrets
+from s3ws_fs.store.s3_plain import REGION_DEFAULT
 
-CONNECT_TIMEOUT_S: Final = 5.0
-READ_TIMEOUT_S: Final = 30.0
-"""Silence, not duration: a body may take as long as it keeps moving."""
-REGION_DEFAULT: Final = "us-east-1"
-"""Custom endpoints rarely care, but a signature needs one."""
-EXPECT_BYTES_MIN: Final = 1 << 20
-"""A larger body is sent only when the server has not refused its head."""
 _STATIC: Final = ("env", "shared-credentials-file", "config-file", "custom-process")
 """Ways to credentials that botocore asks once."""
 
@@ -96,7 +91,7 @@ class _Services:
 def _expect_nothing(params: dict[str, Any], **_: Any) -> None:
     """Invariant 3."""
     size = determine_content_length(params.get("body"))
-    if size is not None and size <= EXPECT_BYTES_MIN:
+    if size is not None and size <= s3_http.EXPECT_BYTES_MIN:
         params["headers"].pop("Expect", None)
 
 
@@ -148,8 +143,8 @@ def _client_config(config: StoreConfig, *, custom: bool) -> Config:
         }
     return Config(
         signature_version="s3v4",
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
+        connect_timeout=s3_http.CONNECT_TIMEOUT_S,
+        read_timeout=s3_http.READ_TIMEOUT_S,
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=config.max_parallel,
         tcp_keepalive=True,
@@ -166,8 +161,3 @@ def _configured_endpoint(session: Any) -> str | None:
     finally:
         probe.close()
     return None if ".amazonaws.com" in url else url
-
-
-def without_secrets(exc: Exception) -> Exception | None:
-    """What may be chained: a ClientError's response may hold the string that was signed."""
-    return None if hasattr(exc, "response") else exc

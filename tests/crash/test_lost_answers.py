@@ -22,6 +22,7 @@ from botocore.httpsession import URLLib3Session
 from s3ws_fs.core.config import StoreConfig, WorkspaceId
 from s3ws_fs.store.s3 import S3Store
 from s3ws_fs.store.s3_client import RetryPolicy
+from s3ws_fs.store.s3_http import Answer, Endpoint
 from s3ws_fs.store.s3_multipart import MultipartLimits
 from tests.crash.rig import FINAL, Rig, fast_directory
 from tests.crash.workloads import FIRST
@@ -73,19 +74,31 @@ class Losing:
     lost: int = 0
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        send = URLLib3Session.send
+        """Below both ways to the server: boto3's, and our own."""
+        send, request = URLLib3Session.send, Endpoint.request
 
-        def losing(session: URLLib3Session, request: Any) -> Any:
-            answer = send(session, request)
-            parts = urlsplit(request.url)
+        def by_boto3(session: URLLib3Session, asked: Any) -> Any:
+            answer = send(session, asked)
+            parts = urlsplit(asked.url)
             where = f"{parts.path}?{parts.query}"
-            if not self.lost and self.match(request.method, where, request.headers):
-                assert answer.status_code < 300, "it was not applied"
-                self.lost += 1
-                raise ConnectionClosedError(endpoint_url=request.url)
+            self._perhaps(asked.method, where, asked.headers, answer.status_code)
             return answer
 
-        patch.setattr(URLLib3Session, "send", losing)
+        def plainly(
+            endpoint: Endpoint, method: str, where: str, headers: Any, body: Any = b""
+        ) -> Answer:
+            answer = request(endpoint, method, where, headers, body)
+            self._perhaps(method, where, headers, answer.status)
+            return answer
+
+        patch.setattr(URLLib3Session, "send", by_boto3)
+        patch.setattr(Endpoint, "request", plainly)
+
+    def _perhaps(self, method: str, where: str, headers: Any, status: int) -> None:
+        if not self.lost and self.match(method, where, headers):
+            assert status < 300, "it was not applied"
+            self.lost += 1
+            raise ConnectionClosedError(endpoint_url=where)
 
 
 @pytest.mark.parametrize("attempts", [3, 1], ids=["tried again", "told"])

@@ -15,7 +15,7 @@ from s3ws_fs.core.limits import EXTENT_BYTES, FORMAT_VERSION
 from s3ws_fs.core.types import BLOB_BIT
 from s3ws_fs.replica import final
 from s3ws_fs.settings import Settings
-from s3ws_fs.store import s3_client, s3_session
+from s3ws_fs.store import s3_client, s3_http
 from s3ws_fs.transfer import client, mirror
 from tests.docs.reading import ROOT, Document, code_of
 
@@ -74,7 +74,7 @@ POLICY: Final = s3_client.RetryPolicy()
 @pytest.mark.parametrize(
     ("what", "figure"),
     [
-        ("connect", f"{s3_session.CONNECT_TIMEOUT_S:g} s, {s3_session.READ_TIMEOUT_S:g} s"),
+        ("connect", f"{s3_http.CONNECT_TIMEOUT_S:g} s, {s3_http.READ_TIMEOUT_S:g} s"),
         ("attempts of one request", f"{s3_client.ATTEMPTS_MAX}, all ours"),
         ("for ever", f"fails after at most {POLICY.silence_s:g} s"),
         ("between flushes", f"{backoff.RETRY_MIN_S:g} s doubling to **{backoff.RETRY_MAX_S:g} s**"),

@@ -19,7 +19,7 @@ import pytest
 
 from s3ws_fs.core.config import StoreConfig
 from s3ws_fs.core.errors import ConflictError, PermanentError, StoreError, TransientError
-from s3ws_fs.store import s3_session
+from s3ws_fs.store import s3_http
 from s3ws_fs.store.base import Conditional, Keeps
 from s3ws_fs.store.factory import open_store
 from s3ws_fs.store.s3 import S3Store
@@ -109,7 +109,7 @@ def test_nobody_listens(seaweed_config: StoreConfig) -> None:
 
 @pytest.mark.parametrize(
     ("size_bytes", "is_asked"),
-    [(0, False), (s3_session.EXPECT_BYTES_MIN, False), (s3_session.EXPECT_BYTES_MIN + 1, True)],
+    [(0, False), (s3_http.EXPECT_BYTES_MIN, False), (s3_http.EXPECT_BYTES_MIN + 1, True)],
 )
 def test_a_small_body_does_not_wait_for_100_continue(
     seaweed_config: StoreConfig, seaweed: Seaweed, size_bytes: int, is_asked: bool
@@ -145,7 +145,7 @@ def test_not_an_s3_server(seaweed_config: StoreConfig, proxy: FaultyProxy) -> No
 def test_a_server_that_hangs_ends_in_a_timeout(
     seaweed_config: StoreConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_session, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(s3_http, "READ_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         error = failing(replace(seaweed_config, endpoint_url=url))
