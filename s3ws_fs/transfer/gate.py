@@ -44,6 +44,9 @@ from s3ws_fs.transfer.wire import FencedError
 
 PROOF_PARTS: Final = 2
 """A proof is renewed when this part of its time has passed."""
+PROOFS_MAX: Final = 4
+"""A renewal that the store answered, but so late that it proves nothing any more, is made again so
+often: each says that the lease is ours, and only a young one lets anything pass."""
 RETRY_S: Final = 1.0
 """Pause between renewals of the thread when the store does not answer."""
 
@@ -148,10 +151,12 @@ class Gate:
         if self._is_fresh(self._mine()):
             return
         with self._renewing:
-            if not self._is_fresh(self._mine()):
+            for _ in range(PROOFS_MAX):
+                if self._is_fresh(self._mine()):
+                    return
                 self._put(None, HELD)
-                if not self._is_fresh(self._mine()):
-                    raise TransientError("lease", layout.LEASE_KEY, "renewing it took too long")
+            if not self._is_fresh(self._mine()):
+                raise TransientError("lease", layout.LEASE_KEY, "renewing it took too long")
 
     @contextlib.contextmanager
     def passing(self, keys: Iterable[str], *, strict: bool = False) -> Iterator[None]:

@@ -9,7 +9,7 @@ from s3ws_fs.core.errors import PermanentError, TransientError
 from s3ws_fs.store.memory import Fault, MemoryStore
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.deadline import Deadline
-from s3ws_fs.transfer.gate import Gate, GatedStore
+from s3ws_fs.transfer.gate import PROOFS_MAX, Gate, GatedStore
 from s3ws_fs.transfer.leasing import Claim
 from s3ws_fs.transfer.wire import FencedError
 from tests.support.mounting import wait_until
@@ -146,11 +146,66 @@ def test_a_renewal_that_took_too_long_proves_nothing(host: Host, memory: MemoryS
         host.now_s += 6
         return Fault.NONE
 
+    before = renewals(memory)
     memory.fault = slow
     with pytest.raises(TransientError, match="too long"):
         host.store.put("files/a", b"1")
     memory.fault = None
+    assert renewals(memory) == before + PROOFS_MAX
     assert not list(host.store.list("files/"))
+
+
+@pytest.mark.parametrize("late", range(1, PROOFS_MAX))
+def test_a_late_answer_is_asked_for_again_while_the_store_answers(
+    host: Host, memory: MemoryStore, late: int
+) -> None:
+    """Two hundred mounts saved at once, and one sync was told that renewing took too long."""
+    host.gate.take(A)
+    host.now_s += 5
+    left = late
+
+    def slow(op: str, _: str) -> Fault:
+        nonlocal left
+        if left:
+            left -= 1
+            host.now_s += 6
+        return Fault.NONE
+
+    before = renewals(memory)
+    memory.fault = slow
+    host.store.put(layout.seg_key(1), b"1")
+    # The late ones, the one that came in time, and the segment.
+    assert renewals(memory) == before + late + 2
+    grant = host.gate.grant
+    assert grant is not None
+    assert host.now_s - grant.sent_s < 5
+
+
+def test_who_took_over_between_two_late_answers_fences(
+    host: Host, store: ScopedStore, memory: MemoryStore
+) -> None:
+    host.gate.take(A)
+    host.now_s += 5
+    other = Host(store)
+    puts = 0
+
+    def slow(op: str, _: str) -> Fault:
+        nonlocal puts
+        if op == "put":
+            puts += 1
+            host.now_s += 6
+            if puts == 2:
+                memory.fault = None
+                other.gate.take(B)
+        return Fault.NONE
+
+    memory.fault = slow
+    with pytest.raises(FencedError, match="host b"):
+        host.store.put("files/a", b"1")
+    assert puts == 2
+    assert not list(host.store.list("files/"))
+    with pytest.raises(FencedError):
+        host.store.put("files/a", b"1")
 
 
 def test_a_long_request_is_kept_proven(host: Host, memory: MemoryStore) -> None:
