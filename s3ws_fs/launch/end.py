@@ -18,9 +18,8 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from s3ws_fs.cache import inspect
 from s3ws_fs.control import client, registry, wire
 from s3ws_fs.control.paths import is_listening
 from s3ws_fs.control.registry import MountInfo
@@ -28,6 +27,9 @@ from s3ws_fs.core.errors import ExitCode, S3wsError, UserError
 from s3ws_fs.fuse import table
 from s3ws_fs.launch.preflight import clear_if_dead, read_info
 from s3ws_fs.launch.start import EventSink, ignore
+
+if TYPE_CHECKING:
+    from s3ws_fs.cache.inspect import Inspector
 
 EXIT_TIMEOUT_S: Final = 60.0
 """How long a daemon may take to be gone after it answered `unmount`."""
@@ -167,6 +169,9 @@ def unsaved_of(info: MountInfo, *, paths: bool = True) -> dict[str, Any] | None:
     {"records": n, "files": n, "oldest_ns": n or None, "unmirrored": n, "paths": [first paths]};
     without `paths` the tree is not walked, and the last two are left out.
     """
+    # Here, since every mount waits for what this module imports.
+    from s3ws_fs.cache import inspect
+
     try:
         with inspect.open_readonly(Path(info.cache_path)) as inspector:
             records, files, oldest_ns = inspector.dirty_summary()
@@ -182,7 +187,7 @@ def unsaved_of(info: MountInfo, *, paths: bool = True) -> dict[str, Any] | None:
     }
 
 
-def _behind(inspector: inspect.Inspector) -> Iterator[bytes]:
+def _behind(inspector: Inspector) -> Iterator[bytes]:
     """Paths of what is not sealed or not mirrored, by walking the tree."""
     pending = [b""]
     while pending:

@@ -31,8 +31,8 @@ from s3ws_fs.replica.lease import LeaseKeeper
 from s3ws_fs.replica.outside import OutsideChanges
 from s3ws_fs.replica.position import Sealed
 from s3ws_fs.replica.schedule import Schedule
-from s3ws_fs.transfer.objects import LATE
 from s3ws_fs.transfer.wire import FencedError
+from s3ws_fs.transfer.words import LATE
 
 _T = TypeVar("_T")
 

@@ -21,8 +21,8 @@ from s3ws_fs.core.errors import ExitCode, UserError
 from s3ws_fs.replica.base import Progress
 from s3ws_fs.replica.follower import Follower
 from s3ws_fs.replica.position import Sealed
-from s3ws_fs.transfer.fetch import MISSING
 from s3ws_fs.transfer.spool import RecordsFile, open_records
+from s3ws_fs.transfer.words import MISSING
 
 LOST: Final = "it is not kept any more: what was not read before can't be read"
 

@@ -55,7 +55,7 @@ from s3ws_fs.replica.places import (
     shown,
 )
 from s3ws_fs.transfer.client import WorkerClient
-from s3ws_fs.transfer.outside import NO_PATH
+from s3ws_fs.transfer.words import NO_PATH
 
 COPIES_OF_ONE_PATH_MAX: Final = 20
 EVENTS_MAX: Final = 100

@@ -23,13 +23,12 @@ from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.types import SELF_OBJECT, Location
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.freeze import Frozen, Readable
+from s3ws_fs.transfer.words import MISSING
 
 T = TypeVar("T")
 
 FETCH_BYTES_MAX: Final = 8 << 20
 """Most bytes of one GET."""
-MISSING: Final = "the object is missing in the bucket"
-"""Why bytes could not be had, in a FormatError, where nothing stands any more."""
 GAP_BYTES_MAX: Final = 128 << 10
 """Bytes between two wanted ranges that are fetched along rather than asked for apart."""
 

@@ -42,6 +42,7 @@ from s3ws_fs.transfer.freeze import Frozen
 from s3ws_fs.transfer.layouts import Layouts
 from s3ws_fs.transfer.spool import HASH_PIECE_BYTES, create, file_hash
 from s3ws_fs.transfer.todo import TodoFile
+from s3ws_fs.transfer.words import LATE
 
 COMPOSE_BYTES_MIN: Final = 64 << 20
 """Of a larger file the store is asked to copy the ranges that stand in the bucket already."""
@@ -52,7 +53,6 @@ MEMORY_BODY_BYTES_MAX: Final = 4 << 20
 
 FOREIGN: Final = "an object that this workspace did not put stands there"
 CHANGED: Final = "it was changed from outside"
-LATE: Final = "a later flush of this workspace put it: another writer goes on"
 _UNREAD: Final = (NO_HASH, TAKEN_OVER)
 
 

@@ -26,6 +26,7 @@ from s3ws_fs.store.base import ListEntry, ObjectInfo
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer import whose
 from s3ws_fs.transfer.windowed import windowed
+from s3ws_fs.transfer.words import NO_PATH
 
 PIECE_BYTES: Final = 4 << 20
 SMALL_BYTES_MAX: Final = 1 << 20
@@ -34,7 +35,6 @@ WINDOW: Final = 16
 TRIES_MAX: Final = 3
 """How often an object that changes while it is read is begun again in an import."""
 
-NO_PATH: Final = "its key is the path of no file: a name is empty, dots, too long or not escaped"
 SHADOWED: Final = "other objects have its name as their directory"
 
 Part = Callable[..., None]
