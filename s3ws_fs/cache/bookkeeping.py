@@ -72,9 +72,18 @@ class Bookkeeping:
         """So many bytes of pages were committed."""
         raise NotImplementedError
 
+    def settle(self) -> bool:
+        """Have all that was acknowledged in the database."""
+        raise NotImplementedError
+
+    def _begin_book(self) -> None:
+        """What comes is committed past the redo log. Raises FsError."""
+        raise NotImplementedError
+
     @contextlib.contextmanager
     def _book(self) -> Iterator[lmdb.Transaction[bytes]]:
         """One transaction. Raises FsError (ENOSPC, EIO), and then nothing of it stands."""
+        self._begin_book()
         try:
             with self.env.begin(write=True) as txn:
                 yield txn
@@ -85,6 +94,7 @@ class Bookkeeping:
 
     def get_json(self, name: str) -> Any:
         """A meta value kept as JSON; None when there is none. Raises CacheError."""
+        self.settle()
         with self.env.begin() as txn:
             raw = txn.get(name.encode(), db=self.tables.meta)
         if raw is None:

@@ -5,6 +5,7 @@ On disk, below the cache directory of the workspace (0700, files 0600):
     identity.json   which workspace, bucket and format it belongs to
     boot.json       boot id it is open under, or closed cleanly
     sync.side       the two sync point slots
+    redo-0, redo-1  what was changed since (cache/redo.py)
     data/           the LMDB environment
     spool/          transfer files of the worker
     reserve         room for deletions and the spool when the disk is full
@@ -15,6 +16,12 @@ Invariants
 2. `generation` is that of the newest commit; it never goes back while the cache lives.
 3. Nothing is ever forgotten from the dirty set unless it was sealed at or after its generation.
 4. Until `restore_complete`, the cache must not be flushed: it does not hold the workspace yet.
+5. With a redo log, operations may share a commit (a *batch*): each is acknowledged when its frame
+   is in the log. A batch is for one turn of the loop: who lets others run, waits, or looks into the
+   database in another way than `read` and `write`, calls `settle` first (`begin_batch`). An
+   operation that fails leaves nothing: what its batch held before is put anew.
+6. A batch that can't be committed (disk full) stands in the log. Until it can, nothing else is
+   changed, and `read` shows it.
 
 Called by fs, replica and daemon.
 """
@@ -28,15 +35,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import lmdb
 
-from s3ws_fs.cache import recovery, syncpoint
+from s3ws_fs.cache import recovery, redo, syncpoint
+from s3ws_fs.cache.batch import Batch
 from s3ws_fs.cache.bookkeeping import Bookkeeping, damaged_error
-from s3ws_fs.cache.headroom import Headroom, engine_error, keep_reserve
+from s3ws_fs.cache.headroom import Headroom, engine_error, give_reserve, keep_reserve
 from s3ws_fs.cache.ownership import check_identity, lock
 from s3ws_fs.cache.recovery import Recovery
+from s3ws_fs.cache.redo import LoggedTxn, Redo
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, Tables, map_bytes, open_env, open_tables
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.cache.view import META_HEAD, View
@@ -51,11 +60,13 @@ COMMIT_PAGES_BYTES: Final = 12 * 4096
 """What one commit adds to the file while a sync point pins the pages before it: measured, 12 pages
 for creating and writing small files (copies of the tree's path to each record it touches)."""
 
+SHARED_PAGES_BYTES: Final = 4096
+"""The same for an operation that shares a commit, beside what the commit takes."""
+
 SPOOL_DIR: Final = "spool"
 LOCK_TRIES_MAX: Final = 3
 """How often the directory may be removed by others while its lock is being taken."""
 _META_RESTORED: Final = b"restored"
-_META_MIRROR_KNOWN: Final = b"mirror_known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +81,29 @@ class Identity:
 class _Write:
     """One write transaction as a context manager (a class: generators cost microseconds here)."""
 
-    __slots__ = ("_cache", "_tx", "_txn")
+    __slots__ = ("_batch", "_cache", "_logged", "_tx", "_txn")
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
 
     def __enter__(self) -> Tx:
         cache = self._cache
+        batch = self._batch = cache.batch
+        logged: LoggedTxn | None = None
         try:
-            self._txn = cache.env.begin(write=True)
+            if batch is None:
+                txn = cache.env.begin(write=True)
+            else:
+                logged = batch.txn()
+                txn = cast("lmdb.Transaction[bytes]", logged)
         except lmdb.Error as exc:
             raise cache.failed(exc) from exc
-        self._tx = cache.tx_type(self._txn, cache.tables, cache.head, cache.now_ns())
-        return self._tx
+        self._txn = txn
+        self._logged = logged
+        tx = self._tx = cache.tx_type(txn, cache.tables, cache.head, cache.now_ns())
+        if logged is not None:
+            tx.log = logged.records
+        return tx
 
     def __exit__(
         self,
@@ -99,18 +120,28 @@ class _Write:
                 if cache.before_commit is not None:
                     cache.before_commit(tx)
                 failpoints.hit(failpoints.COMMIT_BEFORE)
-                self._txn.commit()
+                if self._batch is None:
+                    self._txn.commit()
+                else:
+                    assert self._logged is not None
+                    self._batch.commit(tx, self._logged)
             except BaseException as error:
-                self._txn.abort()
+                self._abort(is_broken=isinstance(error, lmdb.Error))
                 if isinstance(error, lmdb.Error):
                     raise cache.failed(error) from error
                 raise
             cache.committed(tx)
             failpoints.hit(failpoints.COMMIT_AFTER)
             return
-        self._txn.abort()
+        self._abort(is_broken=isinstance(exc, lmdb.Error))
         if isinstance(exc, lmdb.Error):
             raise cache.failed(exc) from exc
+
+    def _abort(self, *, is_broken: bool) -> None:
+        if self._batch is None:
+            self._txn.abort()
+        else:
+            self._batch.undo(self._tx, is_broken=is_broken)
 
 
 class ReadContext:
@@ -128,6 +159,22 @@ class ReadContext:
 
     def __exit__(self, *_: object) -> None:
         self._txn.abort()
+
+
+class _BatchContext(ReadContext):
+    """A look at what the open batch holds."""
+
+    __slots__ = ()
+
+    def __init__(self, txn: LoggedTxn, tables: Tables) -> None:
+        self._txn = txn.txn
+        self._tables = tables
+
+    def __enter__(self) -> View:
+        return View(self._txn, self._tables)
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class Cache(Bookkeeping):
@@ -158,6 +205,7 @@ class Cache(Bookkeeping):
         self.on_followed: Callable[[int, list[Noted]], None] | None = None
         """Told of what following changed, while somebody looks on."""
         self.uncovered_bytes = 0
+        self.redo: Redo | None = None
         self._boot_id = boot_id
         self._lock_fd = lock_fd
         self._closed = False
@@ -169,7 +217,58 @@ class Cache(Bookkeeping):
         self.headroom = Headroom(env, self.tables, directory)
         self.freed = False
         """Pages were freed that serve again only after the next sync point."""
+        self.batch: Batch | None = None
+        """Where changes are committed, if there is a redo log."""
         self.head = self._load_head()
+        self.on_log_full: Callable[[], None] = lambda: None
+        """A sync point is due, for the log's sake."""
+
+    def start_log(self) -> None:
+        """Keep a redo log from now on, if the disk has room for one; a sync point covers all.
+
+        Raises lmdb.Error, OSError.
+        """
+        try:
+            log = self.redo = Redo(self.directory)
+            log.begin_point(self.points.sequence, self.generation)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.drop_log()
+            return
+        self.batch = Batch(
+            self.env, self.tables, log, on_settled=self._settled, make_room=self._room_for_batch
+        )
+
+    def drop_log(self) -> None:
+        """Do without a log: from now on each operation is a commit, each fsync a sync point."""
+        log, self.redo = self.redo, None
+        if self.batch is not None and self.settle():
+            self.batch = None
+        if log is not None:
+            log.close()
+
+    def _settled(self) -> None:
+        self.uncovered_bytes += COMMIT_PAGES_BYTES
+        self.spent(COMMIT_PAGES_BYTES)
+
+    def _room_for_batch(self) -> bool:
+        self.headroom.measure()
+        return give_reserve(self.directory)
+
+    def begin_batch(self) -> None:
+        """Operations may share a commit until `settle` (invariant 5)."""
+        if self.batch is not None and self.headroom.is_roomy:
+            self.batch.is_sharing = True
+
+    def settle(self) -> bool:
+        """Commit what shares a commit; whether the database has all that was acknowledged."""
+        return self.batch is None or self.batch.settle()
+
+    @property
+    def committed_generation(self) -> int:
+        """Number of the newest change in the database."""
+        return self.generation - (0 if self.batch is None else self.batch.operations)
 
     def _note_spoilt(self) -> None:
         syncpoint.note_boot(self.directory, self._boot_id, clean=False, spoilt=True)
@@ -209,10 +308,21 @@ class Cache(Bookkeeping):
 
     def read(self) -> ReadContext:
         """`with cache.read() as view:` one point in time. Never across an await."""
+        if self.batch is not None and self.batch.operations:
+            return self._read_batch(self.batch)
         return ReadContext(self.env, self.tables)
+
+    def _read_batch(self, batch: Batch) -> ReadContext:
+        try:
+            shown = batch.shown()
+        except lmdb.Error as exc:
+            raise self.failed(exc) from exc
+        assert shown is not None
+        return _BatchContext(shown, self.tables)
 
     def extent_bytes(self, extents: Iterable[bytes]) -> int:
         """How many bytes these extents (by key) hold in all. They are not read, nor copied."""
+        self.settle()
         with self.env.begin(buffers=True) as txn:
             db = self.tables.extents
             return sum(len(txn.get(key, db=db) or b"") for key in extents)
@@ -220,12 +330,15 @@ class Cache(Bookkeeping):
     def committed(self, tx: Tx) -> None:
         """Take over the counters of a committed transaction."""
         self.head = tx.head_rec
-        added_bytes = tx.put_bytes + COMMIT_PAGES_BYTES
+        is_shared = self.batch is not None and self.batch.operations
+        added_bytes = tx.put_bytes + (SHARED_PAGES_BYTES if is_shared else COMMIT_PAGES_BYTES)
         self.uncovered_bytes += added_bytes
         self.on_bytes(self.uncovered_bytes)
         if tx.is_freeing:
             self.freed = True
         self.spent(added_bytes)
+        if self.redo is not None and self.redo.is_due:
+            self.on_log_full()
 
     def spent(self, added_bytes: int) -> None:
         """So many bytes of pages were committed: now and then, what is left is measured."""
@@ -249,7 +362,7 @@ class Cache(Bookkeeping):
 
     def sync_point(self) -> None:
         """Make a sync point here and now: for opening and closing only. Raises FsError."""
-        pending = self.points.begin(self.generation)
+        pending = self.begin_point()
         try:
             self.points.write(pending)
         except BaseException as exc:
@@ -259,7 +372,38 @@ class Cache(Bookkeeping):
             if isinstance(exc, OSError):
                 raise FsError(exc.errno or errno.EIO, f"sync point failed: {exc}") from exc
             raise
+        self.finish_point(pending)
+
+    def begin_point(self) -> syncpoint.Pending:
+        """Begin a sync point of all that was acknowledged. Raises FsError, OSError."""
+        if not self.settle():
+            raise self.failed(self._batch_error())
+        pending = self.points.begin(self.generation)
+        if self.redo is not None:
+            try:
+                self.redo.begin_point(self.points.sequence + 1, self.generation)
+            except OSError:
+                self.points.abandon(pending)
+                raise
+        return pending
+
+    def finish_point(self, pending: syncpoint.Pending) -> None:
+        """It is written: it counts."""
         self.points.finish(pending)
+        if self.redo is not None:
+            self.redo.finish_point()
+
+    def _batch_error(self) -> lmdb.Error:
+        assert self.batch is not None
+        assert self.batch.error is not None
+        return self.batch.error
+
+    def _begin_book(self) -> None:
+        """Bookkeeping is going to be committed: behind what was acknowledged, past the log."""
+        if not self.settle():
+            raise self.failed(self._batch_error())
+        if self.redo is not None:
+            self.redo.break_off(self.generation)
 
     @property
     def restore_complete(self) -> bool:
@@ -310,6 +454,7 @@ class Cache(Bookkeeping):
             # On a full disk it can't be noted. The sync point just made vouches for everything.
             with contextlib.suppress(OSError):
                 syncpoint.note_boot(self.directory, self._boot_id, clean=True)
+                redo.remove_log(self.directory)
         failpoints.hit(failpoints.CLOSE_AFTER)
         os.close(self._lock_fd)
         if failed is not None:
@@ -318,6 +463,11 @@ class Cache(Bookkeeping):
     def let_go(self) -> None:
         """Close the database as the end of a killed process does: no sync point, no mark."""
         self._closed = True
+        if self.batch is not None:
+            self.batch.close()
+        if self.redo is not None:
+            self.redo.close()
+            self.redo = None
         self.points.close()
         self.env.close()
 
@@ -336,13 +486,14 @@ def open_cache(
     now_ns: Callable[[], int],
     boot_id: str | None = None,
     may_renew: bool = True,
+    with_log: bool = False,
 ) -> Cache:
     """Open the cache of a workspace, creating it when there is none.
 
     Raises CacheError: in use by another process (exit 5), of another workspace, bucket or
     format, or damaged (exit 8). A cache no sync point can vouch for after a
     power cut is moved to quarantine and a fresh one is opened (`recovered` says so): it is never
-    silently used or deleted. `may_renew`: see recovery.recover.
+    silently used or deleted. `may_renew`: see recovery.recover. `with_log`: keep a redo log.
     """
     boot = syncpoint.current_boot_id() if boot_id is None else boot_id
     lock_fd = _locked(directory)
@@ -353,8 +504,8 @@ def open_cache(
         data_dir.mkdir(mode=0o700, exist_ok=True)
         (directory / SPOOL_DIR).mkdir(mode=0o700, exist_ok=True)
         try:
-            if recovered.how == recovery.SYNC_POINT:
-                _doubt_mirror(data_dir, map_bytes(quota_bytes))
+            if recovered.how in (recovery.SYNC_POINT, recovery.KEPT):
+                recovery.replay(directory, map_bytes(quota_bytes), recovered.base)
             spoilt = syncpoint.read_spoilt(directory, boot)
             syncpoint.note_boot(directory, boot, clean=False, spoilt=spoilt)
             failpoints.hit(failpoints.OPEN_NOTED)
@@ -368,6 +519,8 @@ def open_cache(
                 undo.callback(cache.let_go)
                 if not spoilt:
                     cache.sync_point()
+                    if with_log:
+                        cache.start_log()
                 if recovered.how in (recovery.FRESH, recovery.QUARANTINED, recovery.RENEWED):
                     recovery.make_durable(directory)
                 undo.pop_all()
@@ -396,19 +549,6 @@ def _locked(directory: Path) -> int:
             if last:
                 raise
     raise AssertionError("unreachable: the last try returns or raises")
-
-
-def _doubt_mirror(data_dir: Path, map_size: int) -> None:
-    """Note that what was told of the mirror after the sync point is forgotten.
-
-    Before this boot is noted: whoever dies in between recovers again, and nobody takes the cache
-    for one that was merely kept. One commit uses none of the sync point's pages.
-    """
-    with contextlib.closing(open_env(data_dir, map_size=map_size, readonly=False)) as env:
-        tables = open_tables(env, create=True)
-        with env.begin(write=True) as txn:
-            if txn.get(_META_MIRROR_KNOWN, db=tables.meta) == b"true":
-                txn.put(_META_MIRROR_KNOWN, b"false", db=tables.meta)
 
 
 def disk_error(directory: Path, exc: OSError | FsError) -> CacheError:

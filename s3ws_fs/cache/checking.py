@@ -82,6 +82,8 @@ def check_cache(
             done.is_copy = True
             report.extend(_recovery(directory))
             place = stack.enter_context(engine.recovered(directory))
+        else:
+            report.extend(_left_in_log(directory, boot))
         if place is not None:
             in_use = place is directory and engine.holder(directory) is not None
             if quick or _structure(place, report, progress, in_use=in_use):
@@ -117,6 +119,14 @@ def _beside(directory: Path, boot_id: str) -> Iterator[Finding]:
     if syncpoint.read_spoilt(directory, boot_id):
         message = f"{syncpoint.SPOILT}; {recovery.REMEDY}"
         yield damage("spoilt", syncpoint.BOOT_FILE, message)
+
+
+def _left_in_log(directory: Path, boot_id: str) -> Iterator[Finding]:
+    """What a killed daemon left in its log is put into the database, and checked there."""
+    try:
+        recovery.settle_dead(directory, boot_id)
+    except CacheError as exc:
+        yield make(Severity.NOTE, "log-left", str(directory), f"{exc.message}; not checked")
 
 
 def _recovery(directory: Path) -> Iterator[Finding]:

@@ -1,8 +1,10 @@
 """Waiting for durability: fsync, the timer, and the seal share sync points.
 
 Invariants
-1. `ensure(g)` returns only when a finished sync point covers generation g.
-2. At most one sync point is under way; those who wait meanwhile share the next one.
+1. `ensure(g)` returns only when generation g is on the disk: a finished sync point covers it, or a
+   flush of the redo log does, as long as that is intact.
+2. At most one sync point and one flush of the log are under way; those who wait meanwhile share the
+   next one.
 3. A failed sync point fails those who waited for it; the next call tries again. After a failed
    flush of the environment there is none any more (cache.syncpoint): every later `ensure` of what
    was not covered before fails, and seals go on without, by `cover`.
@@ -23,6 +25,7 @@ import trio
 
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.recovery import REMEDY
+from s3ws_fs.cache.redo import Redo, flush
 from s3ws_fs.cache.syncpoint import SPOILT
 from s3ws_fs.core.errors import FsError
 
@@ -57,19 +60,63 @@ class Durability:
         self._spoilt_s: float | None = None
         self.on_point: Callable[[], None] = lambda: None
         """Called after each sync point: something was changed before it."""
+        self._log_lock = trio.Lock()
         cache.on_bytes = self._on_bytes
+        cache.on_log_full = self._on_log_full
 
     def _on_bytes(self, uncovered_bytes: int) -> None:
         if uncovered_bytes >= min(BYTES_BETWEEN_MAX, self._cache.headroom.between_bytes):
             self._kick.set()
 
+    def _on_log_full(self) -> None:
+        self._kick.set()
+
+    def _covers(self, generation: int) -> bool:
+        cache = self._cache
+        if cache.points.durable_generation >= generation:
+            return True
+        return cache.redo is not None and cache.redo.durable_generation >= generation
+
     async def ensure(self, generation: int | None = None) -> None:
         """Wait until `generation` (default: the newest) is power-loss safe. Raises FsError EIO."""
+        cache = self._cache
+        cache.settle()
+        wanted = cache.generation if generation is None else generation
+        while not self._covers(wanted):
+            if cache.redo is not None and cache.redo.is_intact:
+                async with self._log_lock:
+                    if not self._covers(wanted) and cache.redo is not None:
+                        await self._flush_log(cache.redo)
+            else:
+                await self.ensure_point(wanted)
+
+    async def ensure_point(self, generation: int | None = None) -> None:
+        """Wait for a sync point that covers `generation` (default: the newest). Raises FsError."""
+        self._cache.settle()
         wanted = self._cache.generation if generation is None else generation
         while self._cache.points.durable_generation < wanted:
             async with self._lock:
                 if self._cache.points.durable_generation < wanted:
                     await self._make()
+
+    async def _flush_log(self, log: Redo) -> None:
+        begun = log.begin_flush()
+        if begun is None:
+            return
+        generation, descriptors = begun
+        try:
+            with trio.CancelScope(shield=True):
+                await self._in_thread(partial(flush, descriptors))
+        except OSError as exc:
+            self._cache.points.spoil()
+            self._cache.drop_log()
+            self._note_spoilt()
+            raise FsError(errno.EIO, f"flush of the log failed: {exc}") from exc
+        log.finish_flush(generation)
+
+    def _note_spoilt(self) -> None:
+        self.last_error = f"{SPOILT}; {REMEDY}"
+        self._spoilt_s = self._spoilt_s or trio.current_time()
 
     async def cover(self, generation: int | None = None) -> None:
         """As `ensure`, for a seal. Returns also when the cache is spoilt: after a power cut it may
@@ -83,7 +130,11 @@ class Durability:
 
     async def _make(self) -> None:
         points = self._cache.points
-        pending = points.begin(self._cache.generation)
+        try:
+            pending = self._cache.begin_point()
+        except OSError as exc:
+            self.last_error = str(exc)
+            raise FsError(exc.errno or errno.EIO, f"sync point failed: {exc}") from exc
         covered = self._under_way_bytes = self._cache.start_sync()
         try:
             with trio.CancelScope(shield=True):
@@ -93,12 +144,12 @@ class Durability:
             self._cache.uncovered_bytes += covered
             self.last_error = str(exc)
             if points.spoilt:
-                self.last_error = f"{SPOILT}; {REMEDY}"
-                self._spoilt_s = self._spoilt_s or trio.current_time()
+                self._cache.drop_log()
+                self._note_spoilt()
             raise FsError(errno.EIO, f"sync point failed: {exc}") from exc
         finally:
             self._under_way_bytes = 0
-        points.finish(pending)
+        self._cache.finish_point(pending)
         self.last_error = None
         self._cache.headroom.measure()
         self.on_point()
@@ -146,7 +197,7 @@ class Durability:
             or (headroom.level and cache.freed)
         ):
             with contextlib.suppress(FsError):
-                await self.ensure()
+                await self.ensure_point()
 
     async def run(self, interval_s: float) -> None:
         """A sync point every `interval_s`, earlier after many bytes, while there is news."""
@@ -156,7 +207,7 @@ class Durability:
             self._kick = trio.Event()
             self._cache.headroom.measure()
             try:
-                await self.ensure()
+                await self.ensure_point()
             except FsError:
                 # Kept in last_error for status; whoever fsyncs gets the error itself.
                 await trio.sleep(interval_s)

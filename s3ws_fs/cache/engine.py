@@ -25,7 +25,8 @@ from typing import Final
 from s3ws_fs.cache import recovery, syncpoint
 from s3ws_fs.cache.ownership import IDENTITY_FILE, LOCK_FILE
 from s3ws_fs.cache.reader import open_reader
-from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
+from s3ws_fs.cache.redo import LOG_FILES
+from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, map_bytes
 from s3ws_fs.core.errors import CacheError
 
 IN_USE_BYTES_MAX: Final = 1 << 30
@@ -90,8 +91,18 @@ def recovered(directory: Path) -> Iterator[Path | None]:
                 f"the cache in {directory} has to be copied to be checked: {exc}",
                 remedy="Make room beside it, or mount it: the mount goes back to its sync point.",
             ) from exc
-        target = copy / DATA_DIR / DATA_FILE
-        yield None if syncpoint.put_back(copy, target) is None else copy
+        yield copy if _brought_up(copy) else None
+
+
+def _brought_up(copy: Path) -> bool:
+    """Do with a copy what the next mount does; whether a sync point is valid."""
+    data_file = copy / DATA_DIR / DATA_FILE
+    slot = syncpoint.put_back(copy, data_file)
+    # What does not pass is not for the engine: it is found by who walks it.
+    if slot is not None and not recovery.walk(data_file):
+        size_bytes = data_file.stat().st_size
+        recovery.replay(copy, size_bytes + map_bytes(size_bytes), slot.sequence)
+    return slot is not None
 
 
 def _copy_of(directory: Path, stack: contextlib.ExitStack) -> Path:
@@ -99,7 +110,7 @@ def _copy_of(directory: Path, stack: contextlib.ExitStack) -> Path:
     copy = Path(stack.enter_context(base))
     (copy / DATA_DIR).mkdir()
     shutil.copyfile(directory / DATA_DIR / DATA_FILE, copy / DATA_DIR / DATA_FILE)
-    for name in (syncpoint.SIDE_FILE, syncpoint.BOOT_FILE, IDENTITY_FILE):
+    for name in (syncpoint.SIDE_FILE, syncpoint.BOOT_FILE, IDENTITY_FILE, *LOG_FILES):
         if (directory / name).exists():
             shutil.copyfile(directory / name, copy / name)
     return copy

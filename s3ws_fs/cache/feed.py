@@ -146,4 +146,5 @@ class WatchedTx(Tx):
 
     def bulk(self) -> None:
         """See Tx.bulk."""
+        super().bulk()
         self._seen.append((BULK, 0, 0, b""))

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from s3ws_fs.cache import recovery, syncpoint
 from s3ws_fs.cache.reader import open_reader
+from s3ws_fs.cache.syncpoint import current_boot_id
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.cache.view import View
 from s3ws_fs.core import keys
@@ -79,6 +80,7 @@ class Inspector:
     """A cache opened for looking."""
 
     def __init__(self, directory: Path) -> None:
+        recovery.settle_dead(directory, current_boot_id())
         self._reader = open_reader(directory)
 
     def listdir(self, path: bytes) -> list[Entry]:

@@ -2,7 +2,8 @@
 
     fresh        there is no database yet
     kept         closed cleanly, or its process died under this kernel, which has all its pages
-    sync-point   another boot: the meta pages of the newest sync point were put back
+    sync-point   another boot: the meta pages of the newest sync point were put back, and over it
+                 comes what the redo log has since
     quarantined  another boot, and no sync point can vouch for it: moved aside, never deleted
     renewed      its disk failed in a flush, and all it holds is sealed: moved aside as well
 
@@ -21,6 +22,7 @@ Called by cache.cache, cache.engine and cache.inspect.
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,10 +30,16 @@ from typing import Final
 import lmdb
 from lmdb import verify as offline
 
-from s3ws_fs.cache import syncpoint
-from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, open_env, open_tables
+from s3ws_fs.cache import redo, syncpoint
+from s3ws_fs.cache.ownership import lock
+from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, map_bytes, open_env, open_tables
+from s3ws_fs.cache.view import META_HEAD
+from s3ws_fs.core import failpoints
+from s3ws_fs.core.errors import CacheError
+from s3ws_fs.core.records import decode_head
 
 QUARANTINES: Final = "quarantine-*"
+META_MIRROR_KNOWN: Final = b"mirror_known"
 
 FRESH: Final = "fresh"
 KEPT: Final = "kept"
@@ -53,6 +61,8 @@ class Recovery:
     how: str
     aside: Path | None = None
     why: str = ""
+    base: int | None = None
+    """Sequence of the sync point that was put back."""
 
     def told(self) -> str:
         """What a person has to know; empty when nothing happened."""
@@ -92,14 +102,68 @@ def recover(directory: Path, boot_id: str, now_ns: int, *, may_renew: bool = Fal
         if may_renew and _is_sealed(data_file):
             return Recovery(RENEWED, quarantine(directory, now_ns))
         return Recovery(KEPT, why=f"{syncpoint.SPOILT}; {REMEDY}")
-    if syncpoint.put_back(directory, data_file) is None:
+    slot = syncpoint.put_back(directory, data_file)
+    if slot is None:
         why = "no sync point of the cache is readable"
     else:
         found = walk(data_file)
         if not found:
-            return Recovery(SYNC_POINT)
+            return Recovery(SYNC_POINT, base=slot.sequence)
         why = f"the cache is damaged in spite of its sync point ({found[0]})"
     return Recovery(QUARANTINED, quarantine(directory, now_ns), why)
+
+
+def replay(directory: Path, map_size: int, base: int | None) -> int:
+    """Put what only the redo log has into the database: how many changes.
+
+    `base`: sequence of the sync point that was put back, after a power cut; then what was told of
+    the mirror after it is forgotten too. All of it is one commit, which uses none of the sync
+    point's pages, and is made before this boot is noted: whoever dies in between starts over.
+    Raises lmdb.Error, OSError.
+    """
+    logs = redo.read_log(directory)
+    if base is None and not any(log.frames for log in logs):
+        return 0
+    data_dir = directory / DATA_DIR
+    with contextlib.closing(open_env(data_dir, map_size=map_size, readonly=False)) as env:
+        tables = open_tables(env, create=True)
+        with env.begin(write=True) as txn:
+            raw = txn.get(META_HEAD, db=tables.meta)
+            head = 0 if raw is None else decode_head(raw).generation
+            bodies = redo.beyond(logs, head, base)
+            for body in bodies:
+                redo.apply(txn, tables, redo.decode_records(body))
+            if base is not None and txn.get(META_MIRROR_KNOWN, db=tables.meta) == b"true":
+                txn.put(META_MIRROR_KNOWN, b"false", db=tables.meta)
+            failpoints.hit(failpoints.REPLAY_BEFORE)
+    failpoints.hit(failpoints.REPLAY_AFTER)
+    return len(bodies)
+
+
+def settle_dead(directory: Path, boot_id: str) -> None:
+    """Put what a killed daemon left in its log into the database, as the next mount would: for who
+    looks into a cache that nobody has open. After a power cut it is left as it is.
+
+    Raises CacheError.
+    """
+    if not redo.has_frames(directory) or is_due(directory, boot_id):
+        return
+    try:
+        held = lock(directory)
+    except (CacheError, OSError):
+        # A daemon has it, and sees to it itself.
+        return
+    try:
+        size_bytes = (directory / DATA_DIR / DATA_FILE).stat().st_size
+        replay(directory, size_bytes + map_bytes(size_bytes), None)
+    except (lmdb.Error, OSError) as exc:
+        raise CacheError(
+            f"the newest changes of the cache in {directory} can't be put into its database: {exc}",
+            remedy="They are in its log, nothing is lost. Make room there, or run this as the "
+            "cache's owner.",
+        ) from exc
+    finally:
+        os.close(held)
 
 
 def is_due(directory: Path, boot_id: str) -> bool:
@@ -137,7 +201,7 @@ def quarantine(directory: Path, now_ns: int) -> Path:
     """Move a closed cache's data aside, to be kept for a person; returns where it went."""
     aside = directory / f"quarantine-{now_ns // 1_000_000_000}-{now_ns % 1_000_000_000:09d}"
     aside.mkdir(mode=0o700)
-    for name in (DATA_DIR, syncpoint.SIDE_FILE, syncpoint.BOOT_FILE):
+    for name in (DATA_DIR, syncpoint.SIDE_FILE, syncpoint.BOOT_FILE, *redo.LOG_FILES):
         if (directory / name).exists():
             (directory / name).rename(aside / name)
     syncpoint.sync_directory(aside)
@@ -147,8 +211,8 @@ def quarantine(directory: Path, now_ns: int) -> Path:
 
 def _forget(directory: Path) -> None:
     """Remove what is left of an older cache whose database is gone (invariant 1)."""
-    left = [directory / name for name in (syncpoint.SIDE_FILE, syncpoint.BOOT_FILE)]
-    for path in left:
+    names = (syncpoint.SIDE_FILE, syncpoint.BOOT_FILE, *redo.LOG_FILES)
+    for path in (directory / name for name in names):
         path.unlink(missing_ok=True)
     syncpoint.sync_directory(directory)
 

@@ -224,6 +224,11 @@ class SyncPoints:
         self._pin: lmdb.Transaction[bytes] | None = None
         self.durable_generation = -1
 
+    @property
+    def sequence(self) -> int:
+        """Of the newest finished sync point, or of one before this process."""
+        return self._sequence
+
     def begin(self, generation: int) -> Pending:
         """Pin the newest commit, which is `generation`. On the loop's thread, between commits."""
         pin = self._env.begin()
@@ -237,16 +242,20 @@ class SyncPoints:
         try:
             self._flush()
         except (OSError, lmdb.Error):
-            self.spoilt = True
-            # What can't be written now is in the kernel's memory, which is all that it is for.
-            with contextlib.suppress(OSError):
-                self._on_spoilt()
+            self.spoil()
             raise
         failpoints.hit(failpoints.SYNC_FLUSHED)
         slot = Slot(self._sequence + 1, pending.generation, pending.meta)
         os.pwrite(self._side_fd, encode_slot(slot), self._next_slot * SLOT_BYTES)
         failpoints.hit(failpoints.SYNC_WRITTEN)
         os.fdatasync(self._side_fd)
+
+    def spoil(self) -> None:
+        """A flush to this disk failed: there is no sync point any more (invariant 5)."""
+        self.spoilt = True
+        # What can't be written now is in the kernel's memory, which is all that it is for.
+        with contextlib.suppress(OSError):
+            self._on_spoilt()
 
     def _flush(self) -> None:
         self._env.sync(True)

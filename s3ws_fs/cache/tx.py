@@ -6,14 +6,21 @@ Invariants
    generation and the time of its first dirt: what is dirty can't be forgotten by a crash.
 3. A transaction is a plain `with` and spans no await: it is one step of the loop.
 4. The head record moves once, at the commit. Nothing changed: no generation is used.
+5. Where operations share a transaction of the engine, a value that may have pages of its own is
+   removed before a smaller one takes its place: the engine would keep all of the pages, which is
+   no harm, but damage by the word of the offline verifier.
 
 Called by fs (through Cache.write) and by cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Final
+
 import lmdb
 
+from s3ws_fs.cache.redo import TABLE_NUMBERS, Record
 from s3ws_fs.cache.tables import Tables
 from s3ws_fs.cache.view import META_HEAD, View
 from s3ws_fs.core import keys
@@ -29,14 +36,20 @@ from s3ws_fs.core.records import (
 )
 
 _EMPTY = b""
+_T_EXTENTS: Final = TABLE_NUMBERS["extents"]
+PATCH_SHARE: Final = 2
+"""The log gets of an extent what was written, when that is less than this share of it."""
 
 
-def drop_prefix(txn: lmdb.Transaction[bytes], table: lmdb._Database, prefix: bytes) -> None:
-    """Delete every record of a table whose key starts with `prefix` (not empty)."""
+def drop_prefix(txn: lmdb.Transaction[bytes], table: lmdb._Database, prefix: bytes) -> list[bytes]:
+    """Delete every record of a table whose key starts with `prefix` (not empty): their keys."""
+    gone = []
     with txn.cursor(db=table) as cursor:
         found = cursor.set_range(prefix)
-        while found and cursor.key().startswith(prefix):
+        while found and (key := cursor.key()).startswith(prefix):
+            gone.append(key)
             found = cursor.delete()
+    return gone
 
 
 def put_mirror_row(txn: lmdb.Transaction[bytes], tables: Tables, row: MirrorRow) -> None:
@@ -65,6 +78,8 @@ class Tx(View):
         "head_rec",
         "is_freeing",
         "is_housekeeping",
+        "is_unlogged",
+        "log",
         "now_ns",
         "put_bytes",
     )
@@ -78,6 +93,10 @@ class Tx(View):
         self.now_ns = now_ns
         self.changed = False
         self.is_freeing = False
+        self.is_unlogged = False
+        """Something is put or deleted that `log` does not tell."""
+        self.log: list[Record] | None = None
+        """What was put and deleted, for the redo log, if there is one."""
         self.put_bytes = 0
         self.answer = 0
         """What the caller is answered, where a number is (see fuse.once)."""
@@ -122,13 +141,23 @@ class Tx(View):
         key = keys.pack_u64(rec.ino)
         self.txn.delete(key, db=self.db.inodes)
         self.txn.delete(key, db=self.db.orphans)
-        for hanging in (self.db.extents, self.db.chunks, self.db.xattrs):
-            drop_prefix(self.txn, hanging, key)
+        for hanging in ("extents", "chunks", "xattrs"):
+            self._drop_below(hanging, key)
         for table in (keys.T_CHUNKS, keys.T_XATTRS):
-            drop_prefix(self.txn, self.db.dirty, keys.dirty_key(table, key))
+            self._drop_below("dirty", keys.dirty_key(table, key))
         self.head_rec.used_bytes -= rec.alloc
         self.head_rec.inodes -= 1
         self.mark(keys.T_INODES, key)
+
+    def _drop_below(self, table: str, prefix: bytes) -> None:
+        gone = drop_prefix(self.txn, getattr(self.db, table), prefix)
+        if gone:
+            self._log_gone(table, gone)
+
+    def _log_gone(self, table: str, gone: Iterable[bytes]) -> None:
+        if self.log is not None:
+            number = TABLE_NUMBERS[table]
+            self.log += [(number, key, None, -1) for key in gone]
 
     def put_dentry(self, parent: int, name: bytes, ino: int) -> None:
         """Let `name` in `parent` stand for an inode."""
@@ -185,15 +214,35 @@ class Tx(View):
         self.txn.delete(key, db=self.db.links)
         self.mark(keys.T_LINKS, key)
 
-    def put_extent(self, rec: InodeRec, index: int, data: bytes, old_length: int) -> None:
-        """Store an extent; `old_length` is what it held before (warm or cold), 0 for a hole."""
+    def put_extent(
+        self,
+        rec: InodeRec,
+        index: int,
+        data: bytes,
+        old_length: int,
+        patch: tuple[int, memoryview] | None = None,
+    ) -> None:
+        """Store an extent; `old_length` is what it held before (warm or cold), 0 for a hole.
+
+        patch: (start, bytes) which, laid over the warm bytes before, give `data`.
+        """
         key = keys.chunk_key(rec.ino, index)
+        if len(data) < old_length:
+            self._clear_for(key, self.db.extents)
+            patch = None
         self.txn.put(key, data, db=self.db.extents)
+        if patch is not None and self.log is not None and len(data) > PATCH_SHARE * len(patch[1]):
+            self.log[-1] = (_T_EXTENTS, key, bytes(patch[1]), patch[0])
         self.put_bytes += len(data)
         delta = alloc_bytes(len(data)) - alloc_bytes(old_length)
         rec.alloc += delta
         self.head_rec.used_bytes += delta
         self.mark(keys.T_CHUNKS, key)
+
+    def _clear_for(self, key: bytes, table: lmdb._Database) -> None:
+        """Remove a value that a smaller one replaces (invariant 5)."""
+        if self.log is not None:
+            self.txn.delete(key, db=table)
 
     def drop_extents(self, rec: InodeRec, first: int) -> None:
         """Remove an inode's extents from index `first` on, warm and cold."""
@@ -206,12 +255,18 @@ class Tx(View):
                 key = cursor.key()
                 held[key] = decode_location(cursor.value()).length
                 found = cursor.delete()
+        if held:
+            self._log_gone("chunks", held)
+        warm: dict[bytes, int] = {}
         with self.txn.cursor(db=self.db.extents) as cursor:
             found = cursor.set_range(start)
             while found and cursor.key().startswith(prefix):
                 key = cursor.key()
-                held[key] = len(cursor.value())
+                warm[key] = len(cursor.value())
                 found = cursor.delete()
+        if warm:
+            self._log_gone("extents", warm)
+            held.update(warm)
         self.is_freeing = self.is_freeing or bool(held)
         for key, length in held.items():
             freed = alloc_bytes(length)
@@ -222,6 +277,7 @@ class Tx(View):
     def put_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set an extended attribute."""
         key = keys.xattr_key(ino, name)
+        self._clear_for(key, self.db.xattrs)
         self.txn.put(key, value, db=self.db.xattrs)
         self.put_bytes += len(value)
         self.mark(keys.T_XATTRS, key)
@@ -250,7 +306,9 @@ class Tx(View):
 
     def bulk(self) -> None:
         """Records are going to be put and deleted past this class, in bulk."""
+        self.is_unlogged = True
 
     def put_meta(self, name: bytes, raw: bytes) -> None:
         """Keep a meta value together with this change."""
+        self._clear_for(name, self.db.meta)
         self.txn.put(name, raw, db=self.db.meta)

@@ -19,6 +19,8 @@ import click
 
 from s3ws_fs import launch
 from s3ws_fs.cache.reader import open_reader
+from s3ws_fs.cache.recovery import settle_dead
+from s3ws_fs.cache.syncpoint import current_boot_id
 from s3ws_fs.cli import report
 from s3ws_fs.cli.mounting import setting_flags
 from s3ws_fs.control import registry
@@ -63,6 +65,7 @@ def rescue(
     of a dead daemon. Exit code 7 when something could not be exported whole.
     """
     place = _cache_directory(mountpoint, cache, overrides)
+    settle_dead(place, current_boot_id())
     with (
         open_reader(place) as reader,
         _directory(directory) as fd,

@@ -56,6 +56,16 @@ BOOK_AFTER: Final = _point(
     "were.",
 )
 
+BATCH_BEFORE: Final = _point(
+    "batch.before",
+    "The operations of this batch were answered and are in the redo log alone: the next opening "
+    "puts them into the database, each of them once.",
+)
+BATCH_AFTER: Final = _point(
+    "batch.after",
+    "The operations of this batch are in the database, and in the log, which has nothing to add.",
+)
+
 ANSWER_BEFORE: Final = _point(
     "answer.before",
     "What the request did is there as a whole, and whoever asked waits: the next daemon of this "
@@ -84,6 +94,28 @@ CLOSE_SYNCED: Final = _point(
 CLOSE_AFTER: Final = _point(
     "close.after",
     "The cache is marked as closed cleanly, and all of it is on disk.",
+)
+
+REPLAY_BEFORE: Final = _point(
+    "replay.before",
+    "What the redo log has beyond the database is put into a transaction that is not committed: "
+    "the next opening does it again.",
+)
+REPLAY_AFTER: Final = _point(
+    "replay.after",
+    "What the redo log had beyond the database is in it; the log still stands, and has nothing to "
+    "add.",
+)
+
+# --- a flush of the redo log (cache/redo.py) -------------------------------------------------
+
+LOG_FLUSHING: Final = _point(
+    "log.flushing",
+    "Nothing of what this fsync waits for is promised yet; a killed process costs none of it.",
+)
+LOG_FLUSHED: Final = _point(
+    "log.flushed",
+    "What this fsync waits for is on the disk, in the log; the sync point before is its base.",
 )
 
 # --- a sync point (cache/syncpoint.py) -------------------------------------------------------

@@ -151,6 +151,7 @@ class Daemon:
             quota_bytes=config.max_size_bytes,
             now_ns=self._clock,
             may_renew=not self._took_over,
+            with_log=True,
         )
         log.info("cache %s: %s", cache.directory, cache.recovery)
         if told := cache.recovered.told():
@@ -330,6 +331,7 @@ class Daemon:
                         adaptive_wait_us=config.adaptive_wait_us,
                         hold=parts.durability.hold,
                         device=ours.device,
+                        turn=parts.cache,
                     )
                     self.is_mount_gone = not self._handing_on.is_set()
                     await parts.kernel.close()

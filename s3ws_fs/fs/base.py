@@ -63,6 +63,10 @@ class FsBase:
             ino not in self._open_counts for ino in self._orphans if ino not in self._forgotten
         )
 
+    def finish_batch(self) -> None:
+        """Others are going to run: have in the database what was acknowledged."""
+        self.cache.settle()
+
     def take_over_orphans(self) -> None:
         """The mount stands already: what is open was opened under another daemon, and not counted.
 

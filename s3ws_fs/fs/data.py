@@ -126,7 +126,8 @@ class DataOps(FsBase):
                 old = b""
             else:
                 old_length = len(old)
-            tx.put_extent(rec, index, overlay(old, start, piece), old_length)
+            laid = overlay(old, start, piece)
+            tx.put_extent(rec, index, laid, old_length, (start, piece))
         if cold:
             raise ColdError(NeedExtents(rec.ino, tuple(cold)))
         self._check_quota(tx, used_before)

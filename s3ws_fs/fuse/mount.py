@@ -42,7 +42,7 @@ from s3ws_fs.fuse import table
 from s3ws_fs.fuse.device import Device
 from s3ws_fs.fuse.once import Once
 from s3ws_fs.fuse.operations import Operations
-from s3ws_fs.fuse.wait import AdaptiveWait, installed
+from s3ws_fs.fuse.wait import AdaptiveWait, Turn, installed
 from s3ws_fs.holder.memory import Memory
 
 log = logging.getLogger(__name__)
@@ -307,11 +307,15 @@ async def serve(
     adaptive_wait_us: int,
     hold: Callable[[], Awaitable[None]] | None = None,
     device: Device | None = None,
+    turn: Turn | None = None,
 ) -> None:
-    """Answer requests until the mount is gone. Cancel to stop before that."""
+    """Answer requests until the mount is gone. Cancel to stop before that.
+
+    `turn`: see fuse.wait.
+    """
     wait = None
     if adaptive_wait_us > 0 or device is not None:
-        wait = AdaptiveWait(adaptive_wait_us, hold, device=device)
+        wait = AdaptiveWait(adaptive_wait_us, hold, device=device, turn=turn)
     with installed(wait):
         await pyfuse3.main(min_tasks=1, max_tasks=HANDLERS_MAX)
 

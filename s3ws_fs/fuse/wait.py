@@ -19,7 +19,8 @@ Invariants
    cancellation is delivered, too).
 5. With a holder, `device` has the first word about what is read next, until it is through; and
    before every read `once` is told that what was done is answered.
-6. The end of `installed` gives pyfuse3 its trio back. It is for one loop of one thread.
+6. `turn` is told when requests are served one after another, and before anybody else runs.
+7. The end of `installed` gives pyfuse3 its trio back. It is for one loop of one thread.
 
 Called by `fuse.mount`.
 """
@@ -32,14 +33,14 @@ import select
 import time
 import types
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import pyfuse3
 import trio
 
 from s3ws_fs.fuse.device import Device
 
-SLICE_NS: Final = 1_000_000
+SLICE_NS: Final = 2_000_000
 """How long requests may be served one after another before the other trio tasks get their turn."""
 
 OTHERS_NS: Final = 1_000_000
@@ -62,11 +63,22 @@ class _NoLock:
         return None
 
 
+class Turn(Protocol):
+    """What is done for requests that are served without anybody else running between them."""
+
+    def begin_batch(self) -> None:
+        """From now on, until `settle`, nobody else runs."""
+
+    def settle(self) -> object:
+        """Others are going to run."""
+
+
 class AdaptiveWait:
     """The waiting of one pyfuse3 loop. spin_us 0 switches spinning off.
 
-    `hold` is awaited with every turn of the others: while it waits, no request is taken. So the
-    disk below can slow down those who write faster than it. `device`: see there.
+    `hold` is awaited with every turn of the others, and by who was woken: while it waits, no
+    request is taken. So the disk below can slow down those who write faster than it. `device`: see
+    there.
     """
 
     def __init__(
@@ -75,8 +87,10 @@ class AdaptiveWait:
         hold: Callable[[], Awaitable[None]] | None = None,
         *,
         device: Device | None = None,
+        turn: Turn | None = None,
     ) -> None:
         self._hold = hold
+        self._turn = turn
         self._device = device
         self._once = None if device is None else device.once
         one_cpu = len(os.sched_getaffinity(0)) < 2
@@ -101,14 +115,27 @@ class AdaptiveWait:
             return
         poller = self._poller(fd)
         now_ns = time.perf_counter_ns()
+        turn = self._turn
         if now_ns > self._slice_end_ns:
+            if turn is not None:
+                turn.settle()
             now_ns = await self._let_others_run(now_ns)
         if not (poller.poll(0) or self._spin(poller, now_ns)):
+            if turn is not None:
+                turn.settle()
             await self._idle(fd, poller)
+            # Woken while all are stopped: it waits for them, and others may then have been quicker.
+            while self._hold is not None:
+                await self._hold()
+                if poller.poll(0):
+                    break
+                await self._idle(fd, poller)
             woken_ns = time.perf_counter_ns()
             self._slice_end_ns = woken_ns + SLICE_NS
             if woken_ns - now_ns < 2 * self._spin_ns:
                 self._misses = 0
+        if turn is not None:
+            turn.begin_batch()
         if self._once is not None:
             self._once.reading()
 
@@ -118,6 +145,8 @@ class AdaptiveWait:
             if device.step():
                 return True
             if not device.is_direct:
+                if self._turn is not None:
+                    self._turn.settle()
                 await trio.lowlevel.wait_readable(device.kernel_fd)
         self._device = None
         return False

@@ -3,7 +3,8 @@
 Invariants
 1. No wait is without end: a request that was read can't be abandoned by its caller. A fetch is
    tried FETCH_ROUNDS_MAX times, each for FETCH_DEADLINE_S at most, then it is EIO.
-2. What the store or the cache's disk says becomes an errno here, once.
+2. Before anything is waited for, what was acknowledged is in the database (`Cache.settle`).
+3. What the store or the cache's disk says becomes an errno here, once.
 
 Called by operations.
 """
@@ -57,6 +58,7 @@ class Waiting:
 
     async def warm(self, need: NeedExtents, rounds: int) -> None:
         """Fetch what a call asked for. Raises FsError(EIO) when it can't be had in time."""
+        self._fs.finish_batch()
         if rounds >= FETCH_ROUNDS_MAX:
             raise FsError(errno.EIO, f"inode {need.ino} kept changing during {rounds} fetches")
         kind = self._tally.kinds[FETCH]
@@ -84,6 +86,7 @@ class Waiting:
         """
         if exc.errno not in (errno.EDQUOT, errno.ENOSPC):
             return False
+        self._fs.finish_batch()
         for _ in range(FORGET_POLLS_MAX):
             if not self._fs.awaits_forget():
                 break

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
 import pytest
 import trio
 
+from s3ws_fs.cache import durability as durability_module
 from s3ws_fs.cache.cache import COMMIT_PAGES_BYTES, Cache, Identity, open_cache
 from s3ws_fs.cache.durability import BYTES_BETWEEN_MAX, UNCOVERED_BYTES_MAX, Durability
+from s3ws_fs.cache.redo import LOG_BYTES_MAX, SYNC_SHARE
 from s3ws_fs.cache.syncpoint import Pending, SyncPoints
 from s3ws_fs.core.errors import CacheError, FsError
 from s3ws_fs.core.records import InodeRec
@@ -51,6 +54,110 @@ async def test_ensure_covers_the_newest_change(cache: Cache) -> None:
     assert cache.points.durable_generation < generation
     await durability.ensure()
     assert cache.points.durable_generation == generation
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> Iterator[Cache]:
+    """A cache with a redo log."""
+    with open_cache(
+        tmp_path / "logged", Identity("p/", "s"), quota_bytes=64 << 20, now_ns=lambda: 1,
+        with_log=True,
+    ) as opened:  # fmt: skip
+        yield opened
+
+
+async def test_a_flush_of_the_log_is_enough(logged: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    durability = Durability(logged)
+    gate = Gate(logged, monkeypatch)
+    logged.begin_batch()
+    generation = change(logged)
+    await durability.ensure()
+    assert gate.writes == 0
+    assert logged.redo is not None
+    assert logged.redo.durable_generation == generation
+    # Who waits lets others run: the database has it.
+    assert logged.committed_generation == generation
+
+
+async def test_many_waiters_share_a_flush_of_the_log(
+    logged: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, opened = threading.Event(), threading.Event()
+    flushes = []
+
+    def slow(descriptors: list[int]) -> None:
+        flushes.append(descriptors)
+        began.set()
+        assert opened.wait(30)
+
+    monkeypatch.setattr(durability_module, "flush", slow)
+    durability = Durability(logged)
+    change(logged)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(durability.ensure)
+        await trio.to_thread.run_sync(began.wait)
+        for _ in range(20):
+            nursery.start_soon(durability.ensure, change(logged))
+        await trio.testing.wait_all_tasks_blocked()
+        opened.set()
+    assert len(flushes) == 2
+
+
+async def test_after_bookkeeping_it_takes_a_sync_point(
+    logged: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durability = Durability(logged)
+    gate = Gate(logged, monkeypatch)
+    gate.opened.set()
+    change(logged)
+    logged.put_json("note", 1)
+    await durability.ensure()
+    assert gate.writes == 1
+    # And then the log does again.
+    change(logged)
+    await durability.ensure()
+    assert gate.writes == 1
+
+
+async def test_a_full_log_makes_a_sync_point_due(
+    logged: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(logged, monkeypatch)
+    gate.opened.set()
+    durability = Durability(logged)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(durability.run, 3600)
+        await trio.testing.wait_all_tasks_blocked()
+        logged.begin_batch()
+        for number in range(LOG_BYTES_MAX // SYNC_SHARE // 30_000 + 1):
+            change(logged, 2 + number, bytes(30_000))
+        logged.settle()
+        await trio.to_thread.run_sync(gate.began.wait)
+        nursery.cancel_scope.cancel()
+    assert gate.writes == 1
+
+
+async def test_a_flush_of_the_log_that_fails_spoils_the_cache(
+    logged: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(descriptors: list[int]) -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    monkeypatch.setattr(durability_module, "flush", failing)
+    durability = Durability(logged)
+    change(logged)
+    with pytest.raises(FsError) as caught:
+        await durability.ensure()
+    assert caught.value.errno == errno.EIO
+    assert logged.points.spoilt
+    assert logged.redo is None
+    assert durability.last_error is not None
+    monkeypatch.undo()
+    # No later flush proves anything; work goes on.
+    change(logged)
+    with pytest.raises(FsError):
+        await durability.ensure()
+    await durability.cover()
 
 
 async def test_covered_already_makes_no_sync_point(

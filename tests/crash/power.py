@@ -1,10 +1,11 @@
 """Power cuts: images of a busy cache as a disk may hold them, opened under another boot.
 
-A life is random work of the filesystem on a real cache, with sync points among it. A disk holds
-of the database, the side file and the boot note whatever `tests.support.tape` allows. At random
-moments, also in the middle of a sync point, the power goes: an image is made, opened as after a
-reboot, and compared with what the cache was at the sync point that must have survived. Now and
-then the life goes on from the image.
+A life is random work of the filesystem on a real cache, with sync points and flushes of the redo
+log among it, some of it in batches. A disk holds of the database, the side file, the log and the
+boot note whatever `tests.support.tape` allows. At random moments, also in the middle of a sync
+point or a flush, the power goes: an image is made, opened as after a reboot, and compared with what
+the cache was at the sync point that must have survived, or after the change that the log brought it
+to. Now and then the life goes on from the image.
 
     python -m tests.crash.power --images 2000        long form, in this process
     python -m tests.crash.power --mount 20           images of busy mounts (tests.crash.power_mount)
@@ -33,12 +34,13 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-from s3ws_fs.cache import recovery, syncpoint
+from s3ws_fs.cache import recovery, redo, syncpoint
 from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.cache.checking import Checked, check_cache, check_records
 from s3ws_fs.cache.ownership import IDENTITY_FILE
 from s3ws_fs.cache.syncpoint import BOOT_FILE, SIDE_FILE, Pending
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE, TABLES
+from s3ws_fs.cache.tx import Tx
 from s3ws_fs.core.errors import FsError
 from s3ws_fs.core.findings import Report
 from s3ws_fs.core.types import ROOT_INO
@@ -131,7 +133,12 @@ class PowerLife:
         self.boot = boot
         self.history: dict[int, str] = {}
         """The records at each sync point, by its sequence (bookkeeping moves no generation)."""
+        self.after: dict[int, str] = {}
+        """The records right after each change."""
         self.acknowledged = -1
+        self.flushes = 0
+        self.brought_on = 0
+        """Images that the log brought beyond their sync point."""
         self.on_moment: Callable[[], None] = lambda: None
         ticks = itertools.count(1_700_000_000_000_000_000 + boot * 10**15, 1000)
         self.cache = open_cache(
@@ -140,6 +147,7 @@ class PowerLife:
             quota_bytes=QUOTA_BYTES,
             now_ns=lambda: next(ticks),
             boot_id=f"boot-{boot}",
+            with_log=True,
         )
         if not self.cache.restore_complete:
             self.cache.set_restore_complete()
@@ -150,6 +158,14 @@ class PowerLife:
         self.acknowledged = self.cache.generation
         self.data = Tape(directory / DATA_DIR / DATA_FILE)
         self.side = Tape(directory / SIDE_FILE)
+        self.logs = [Tape(directory / name) for name in redo.LOG_FILES]
+        committed = self.cache.committed
+
+        def noting(tx: Tx) -> None:
+            committed(tx)
+            self.after[tx.generation] = digest(self.cache)
+
+        self.cache.committed = noting  # type: ignore[method-assign]
         points: Any = self.cache.points
         self._env = points._env
         points._env = _Env(self._env, self.data, self._moment)
@@ -157,6 +173,8 @@ class PowerLife:
     def step(self) -> None:
         """One step of random work; what is not possible is refused and left out."""
         rng, life = self.rng, self.life
+        if rng.random() < 0.5:
+            self.cache.begin_batch()
         kind = rng.choice(_STEPS)
         if len(life.inos) > INOS_MAX:
             life.inos = [ino for ino in life.inos if self._lives(ino)][-INOS_MAX:] or [ROOT_INO]
@@ -188,16 +206,18 @@ class PowerLife:
 
     def _moment(self) -> None:
         """While a sync point is under way: commits go on, and the power may go."""
+        self.cache.settle()
         for _ in range(self.rng.randrange(4)):
             self.step()
             self.data.look()
+        self.cache.settle()
         self.side.look()
         self.on_moment()
 
     def sync_point(self) -> None:
         """A sync point; between its parts there are moments."""
         points = self.cache.points
-        pending: Pending = points.begin(self.cache.generation)
+        pending = self.cache.begin_point()
         self._sequence += 1
         self.history[self._sequence] = digest(self.cache)
         with mock.patch.object(syncpoint, "os", _Os(self._moment)):
@@ -206,8 +226,30 @@ class PowerLife:
         self._moment()
         self.side.begin_flush()
         self.side.end_flush()
-        points.finish(pending)
-        self.acknowledged = pending.generation
+        self.cache.finish_point(pending)
+        self.acknowledged = max(self.acknowledged, pending.generation)
+
+    def log_flush(self) -> bool:
+        """A flush of the log, if it is of use; there are moments in it."""
+        log = self.cache.redo
+        assert log is not None
+        self.cache.settle()
+        begun = log.begin_flush()
+        if begun is None:
+            return False
+        generation, descriptors = begun
+        wanted = [tape for tape, half in zip(self.logs, log._halves, strict=True)
+                  if half.fd in descriptors]  # fmt: skip
+        for tape in wanted:
+            tape.begin_flush()
+        self._moment()
+        redo.flush(descriptors)
+        for tape in wanted:
+            tape.end_flush()
+        self._moment()
+        log.finish_flush(generation)
+        self.acknowledged = max(self.acknowledged, generation)
+        return True
 
     def run(self, steps: int, cut: Callable[[], None]) -> None:
         """Work; `cut` is called at random moments."""
@@ -222,8 +264,13 @@ class PowerLife:
             self.step()
             if rng.random() < 0.4:
                 self.data.look()
+            if rng.random() < 0.3:
+                for tape in self.logs:
+                    tape.look()
             if rng.random() < 0.08:
                 self.sync_point()
+            if rng.random() < 0.15:
+                self.flushes += self.log_flush()
             if rng.random() < 0.08:
                 self.data.look()
                 cut()
@@ -240,6 +287,9 @@ class PowerLife:
         (target / DATA_DIR).mkdir(mode=0o700, parents=True)
         (target / DATA_DIR / DATA_FILE).write_bytes(self.data.image(rng))
         shutil.copyfile(self.directory / IDENTITY_FILE, target / IDENTITY_FILE)
+        for name, tape in zip(redo.LOG_FILES, self.logs, strict=True):
+            tape.look()
+            (target / name).write_bytes(tape.image(rng))
         side = self.side.image(rng)
         if harm == "empty":
             side = b""
@@ -271,8 +321,6 @@ def judge(life: PowerLife, image: Path, harm: str = "") -> int | None:
     slot = max(slots, key=lambda slot: slot.sequence) if slots else None
     if (slot is None) != bool(harm):
         raise WrongImageError(f"slots {slots}, harm {harm!r}")
-    if slot is not None and slot.generation < life.acknowledged:
-        raise WrongImageError(f"of {slot.generation}, but {life.acknowledged} was acknowledged")
     if life.rng.random() < 0.1 and not harm:
         found = check_cache(image, lambda _: None, boot_id=boot).report
         if not found.ok:
@@ -285,15 +333,23 @@ def judge(life: PowerLife, image: Path, harm: str = "") -> int | None:
         if slot is None:
             _judge_quarantine(cache, image, data)
             return None
-        if cache.recovery != recovery.SYNC_POINT or cache.generation != slot.generation:
-            raise WrongImageError(f"{cache.recovered}: {cache.generation}, not {slot.generation}")
-        if digest(cache) != life.history[slot.sequence]:
-            raise WrongImageError(f"at {slot.generation}, but not what the cache was then")
+        at = cache.generation
+        if cache.recovery != recovery.SYNC_POINT or at < slot.generation:
+            raise WrongImageError(f"{cache.recovered}: {at}, not {slot.generation}")
+        if at < life.acknowledged:
+            raise WrongImageError(f"of {at}, but {life.acknowledged} was acknowledged")
+        is_at_point = at == slot.generation
+        life.brought_on += not is_at_point
+        then = life.history[slot.sequence] if is_at_point else life.after[at]
+        if digest(cache) != then:
+            raise WrongImageError(f"at {at} ({slot}), but not what the cache was then")
         done = Checked(Report(), prefix=caches.PREFIX)
         check_records(cache, done, lambda _: None)
         if done.report.findings:
             raise WrongImageError(f"records: {[str(f) for f in done.report.findings][:5]}")
-    return slot.generation
+    if wrong := recovery.walk(image / DATA_DIR / DATA_FILE):
+        raise WrongImageError(f"the database, brought up: {wrong[:3]}")
+    return at
 
 
 def _judge_quarantine(cache: Cache, image: Path, data: bytes) -> None:
@@ -340,6 +396,8 @@ class Cuts:
                 life.run(LIFE_STEPS, partial(self._cut, life, images))
             finally:
                 life.close()
+            self.counts["flushes of the log"] += life.flushes
+            self.counts["brought on by the log"] += life.brought_on
             self._closed_cleanly(life)
             shutil.rmtree(directory)
             directory, boot = self._next, boot + 1
@@ -386,6 +444,20 @@ def without_put_back() -> Iterator[None]:
         return max(slots, key=lambda slot: slot.sequence) if slots else None
 
     with mock.patch.object(syncpoint, "put_back", nothing):
+        yield
+
+
+@contextlib.contextmanager
+def without_breaks() -> Iterator[None]:
+    """The negative control: what is committed past the log is not noted there."""
+    with mock.patch.object(redo.Redo, "break_off", lambda self, generation: None):
+        yield
+
+
+@contextlib.contextmanager
+def without_log() -> Iterator[None]:
+    """The negative control: recovery does not look into the log."""
+    with mock.patch.object(redo, "read_log", lambda directory: []):
         yield
 
 

@@ -26,6 +26,7 @@ from s3ws_fs.cache import recovery, syncpoint
 from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.cache.checking import check_cache
 from s3ws_fs.cache.ownership import IDENTITY_FILE
+from s3ws_fs.cache.redo import LOG_FILES
 from s3ws_fs.cache.syncpoint import BOOT_FILE, SIDE_FILE
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from s3ws_fs.core.types import ROOT_INO
@@ -57,6 +58,8 @@ class Worker(threading.Thread):
         self.states = [summary(self.tree)]
         self.halves: dict[int, str] = {}
         """By call: the tree when only the first of its two requests was made."""
+        self.unanswered: str | None = None
+        """The tree after the call during which the mount died."""
         self.fsynced = 0
         self.error: BaseException | None = None
         self.stopping = threading.Event()
@@ -77,6 +80,7 @@ class Worker(threading.Thread):
                     self._fsync()
                     self.fsynced = covered
         except BaseException as exc:
+            self.unanswered = summary(self.tree)
             self.error = exc
 
     def _paths(self, kind: str) -> list[str]:
@@ -88,7 +92,7 @@ class Worker(threading.Thread):
         return f"{below}/n{self._count}" if below else f"n{self._count}"
 
     def _change(self) -> None:
-        """One call that changes something, on the mount and in the model."""
+        """One call that changes something, in the model and on the mount."""
         files, rng = self._paths("file"), self.rng
         if not files or (len(self.tree) < NAMES_MAX and rng.random() < 0.3):
             self._make(self._new())
@@ -103,29 +107,28 @@ class Worker(threading.Thread):
     def _make(self, path: str) -> None:
         what = self.rng.choice(("file", "file", "file", "dir", "link"))
         if what == "file":
-            os.close(os.open(self.top / path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
             self.tree[path] = ("file", b"")
+            os.close(os.open(self.top / path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         elif what == "dir" and path.count("/") < 3:
-            os.mkdir(self.top / path)
             self.tree[path] = ("dir", b"")
+            os.mkdir(self.top / path)
         else:
-            os.symlink("there", self.top / path)
             self.tree[path] = ("link", b"there")
+            os.symlink("there", self.top / path)
 
     def _pwrite(self, path: str, at: int, data: bytes) -> None:
         # The kernel ends a request at a page that it has not whole, and begins another.
         first = -at % PAGE_BYTES
+        held = self.tree[path][1].ljust(at, b"\0")
         if 0 < first < len(data):
-            held = self.tree[path][1].ljust(at, b"\0")
             half = held[:at] + data[:first] + held[at + first :]
             self.halves[len(self.states)] = summary({**self.tree, path: ("file", half)})
+        self.tree[path] = ("file", held[:at] + data + held[at + len(data) :])
         fd = os.open(self.top / path, os.O_WRONLY)
         try:
             os.pwrite(fd, data, at)
         finally:
             os.close(fd)
-        held = self.tree[path][1].ljust(at, b"\0")
-        self.tree[path] = ("file", held[:at] + data + held[at + len(data) :])
 
     def _write(self, path: str) -> None:
         size = self.rng.choice((1, 100, 5000, 32_768, 60_000))
@@ -136,23 +139,23 @@ class Worker(threading.Thread):
 
     def _truncate(self, path: str) -> None:
         size = self.rng.choice((0, 1, 33_000))
-        os.truncate(self.top / path, size)
         self.tree[path] = ("file", self.tree[path][1][:size].ljust(size, b"\0"))
+        os.truncate(self.top / path, size)
 
     def _rename(self, path: str) -> None:
         new = self._new()
-        os.rename(self.top / path, self.top / new)
         self.tree[new] = self.tree.pop(path)
+        os.rename(self.top / path, self.top / new)
 
     def _replace(self, path: str) -> None:
         other = self.rng.choice(self._paths("file"))
         if other != path:
-            os.rename(self.top / path, self.top / other)
             self.tree[other] = self.tree.pop(path)
+            os.rename(self.top / path, self.top / other)
 
     def _unlink(self, path: str) -> None:
-        os.unlink(self.top / path)
         del self.tree[path]
+        os.unlink(self.top / path)
 
     def _fsync(self) -> None:
         """Of a file or of a directory: either covers the whole workspace."""
@@ -227,6 +230,11 @@ def newest(cache: Path) -> int:
     return max((slot.sequence for slot in syncpoint.read_slots(cache) if slot), default=0)
 
 
+def logs_of(cache: Path) -> dict[str, bytes]:
+    """The files of the redo log, as the kernel has them."""
+    return {name: (cache / name).read_bytes() for name in LOG_FILES}
+
+
 class BusyMount:
     """A worker on a mount, and images of its cache. `counts` says what was seen."""
 
@@ -278,10 +286,11 @@ class BusyMount:
             wanted = self.rng.randrange(2, COPIES_MAX)
             while window.copies < wanted:
                 copy = data_file.read_bytes()
-                found = self.worker.fsynced, (cache / SIDE_FILE).read_bytes()
+                # What was flushed of the log by then is in what is read after it.
+                found = self.worker.fsynced, (cache / SIDE_FILE).read_bytes(), logs_of(cache)
                 if newest(cache) != sequence:
                     break
-                fsynced, side = found
+                fsynced, side, logs = found
                 window.tape.see(copy)
                 window.copies += 1
                 if self.rng.random() < 0.3:
@@ -294,6 +303,8 @@ class BusyMount:
         (image / DATA_DIR).mkdir(mode=0o700, parents=True)
         (image / DATA_DIR / DATA_FILE).write_bytes(window.tape.image(self.rng))
         (image / SIDE_FILE).write_bytes(side)
+        for name, raw in logs.items():
+            (image / name).write_bytes(raw)
         for name in (IDENTITY_FILE, BOOT_FILE):
             shutil.copyfile(cache / name, image / name)
         self.counts["unflushed pages"] += window.tape.unflushed
@@ -309,7 +320,8 @@ class BusyMount:
             for call in range(at_least + 1, at_most + 1)
             if call in worker.halves
         ]
-        return halves + worker.states[at_least : at_most + 1]
+        last = [] if worker.unanswered is None or at_most < worker.begun else [worker.unanswered]
+        return halves + worker.states[at_least : at_most + 1] + last
 
     def _judge(self, image: Path, at_least: int, at_most: int) -> None:
         found = check_cache(image, lambda _: None, boot_id="another").report

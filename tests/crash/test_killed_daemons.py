@@ -16,6 +16,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.fuse]
 
 SOME = (
     Case(fp.COMMIT_AFTER, 5),
+    Case(fp.BATCH_BEFORE, 3),
+    Case(fp.LOG_FLUSHING),
     Case(fp.FORGET_BATCH, 2),
     Case(fp.SEAL_AFTER, 2),
     Case(fp.FINAL_AFTER),

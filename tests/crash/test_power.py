@@ -57,10 +57,14 @@ with off(), walk if sys.argv[3] == "blind" else contextlib.nullcontext():
 """
 
 
-@pytest.mark.parametrize("off", ["without_put_back", "without_early_pins"])
+@pytest.mark.parametrize(
+    "off", ["without_put_back", "without_early_pins", "without_breaks", "without_log"]
+)
 @pytest.mark.parametrize("walk", ["walked", "blind"])
 def test_negative_control(tmp_path: Path, off: str, walk: str) -> None:
-    """Meta pages not put back, or pages used again too early: the same images must be wrong."""
+    """Meta pages not put back, pages used again too early, the log's breaks not noted, or the log
+    not read: the same images must be wrong.
+    """
     done = subprocess.run(
         [sys.executable, "-c", _CONTROL, tmp_path, off, walk, "1"],
         cwd=REPOSITORY,

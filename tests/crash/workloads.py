@@ -52,10 +52,21 @@ OF_GIT: Final = (
 )
 """Passed by bundles of git repositories: tests/crash/test_git_points.py."""
 
+OF_LOG: Final = (
+    failpoints.BATCH_BEFORE,
+    failpoints.BATCH_AFTER,
+    failpoints.LOG_FLUSHING,
+    failpoints.LOG_FLUSHED,
+    failpoints.REPLAY_BEFORE,
+    failpoints.REPLAY_AFTER,
+)
+"""Passed with a redo log: tests/crash/test_log_points.py, tests/crash/daemons.py."""
+
 OF_OTHERS: Final = (
     failpoints.IMPORT_FILE,
     failpoints.IMPORT_AFTER,
     failpoints.OUTSIDE_PLACED,
+    *OF_LOG,
     *OF_BACKUPS,
     *OF_DELETIONS,
     *OF_FORKS,

@@ -34,6 +34,9 @@ class ColdFs:
         self.calls += 1
         return NEED if self.calls <= self.cold else result
 
+    def finish_batch(self) -> None:
+        pass
+
     def read(self, ino: int, offset: int, length: int) -> bytes | NeedExtents:
         return cast(bytes, self._result(b"bytes"))
 

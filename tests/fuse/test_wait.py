@@ -220,3 +220,93 @@ async def test_no_request_is_taken_while_held() -> None:
             assert not taken.is_set()
             held.set()
             await taken.wait()
+
+
+class Told:
+    """What a turn is told, and by whom others' runs are seen."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def begin_batch(self) -> None:
+        self.said.append("begin")
+
+    def settle(self) -> None:
+        self.said.append("settle")
+
+
+async def test_a_turn_lasts_while_requests_keep_coming(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wait_module, "SLICE_NS", 10**12)
+    with _pair() as (ours, theirs), trio.fail_after(5):
+        turn = Told()
+        wait = AdaptiveWait(0, turn=turn)
+        theirs.send(b"xxx")
+        await wait.wait_readable(ours.fileno())
+        turn.said.clear()
+        for _ in range(2):
+            await wait.wait_readable(ours.fileno())
+            ours.recv(1)
+        assert turn.said == ["begin", "begin"]
+
+
+async def test_a_turn_is_settled_before_the_loop_sleeps() -> None:
+    with _pair() as (ours, theirs), trio.fail_after(5):
+        turn = Told()
+        wait = AdaptiveWait(0, turn=turn)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait.wait_readable, ours.fileno())
+            await trio.testing.wait_all_tasks_blocked()
+            assert set(turn.said) == {"settle"}
+            theirs.send(b"x")
+        assert turn.said[-1] == "begin"
+
+
+async def test_a_turn_is_settled_before_others_get_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wait_module, "SLICE_NS", -1)
+    with _pair() as (ours, theirs), trio.fail_after(5):
+        turn = Told()
+
+        async def hold() -> None:
+            turn.said.append("others")
+
+        wait = AdaptiveWait(0, hold, turn=turn)
+        theirs.send(b"xx")
+        for _ in range(2):
+            await wait.wait_readable(ours.fileno())
+            ours.recv(1)
+        assert turn.said == ["settle", "others", "begin"] * 2
+
+
+async def test_who_is_woken_while_all_are_stopped_takes_no_request() -> None:
+    """As many handlers as slept would otherwise take a request each."""
+    over = trio.Event()
+    is_stopped = False
+    served = []
+
+    async def hold() -> None:
+        if is_stopped:
+            await over.wait()
+
+    with _pair() as (ours, theirs), trio.fail_after(5):
+        wait = AdaptiveWait(0, hold)
+
+        async def serve() -> None:
+            await wait.wait_readable(ours.fileno())
+            served.append(ours.recv(1))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(serve)
+            await trio.testing.wait_all_tasks_blocked()
+            is_stopped = True
+            theirs.send(b"xyz")
+            await trio.testing.wait_all_tasks_blocked()
+            assert served == []
+            is_stopped = False
+            over.set()
+        assert sorted(served) == [b"x", b"y", b"z"]

@@ -37,6 +37,8 @@ from s3ws_fs.holder import memory
 
 log = logging.getLogger("s3ws_fs.traced")
 
+SYNC_INTERVAL_S = 5.0
+
 
 class FaultyFileSystem(FileSystem):
     """Raises for certain names."""
@@ -119,6 +121,7 @@ async def run(options: dict[str, Any], ready_fd: int) -> None:
         Identity("test/", "test"),
         quota_bytes=options.get("quota_bytes", 500 << 20),
         now_ns=clock,
+        with_log=True,
     )
     kind = FaultyFileSystem if options.get("faulty") else FileSystem
     if options.get("traced"):
@@ -132,11 +135,12 @@ async def run(options: dict[str, Any], ready_fd: int) -> None:
             quota_inodes=options.get("quota_inodes", 1_000_000),
         )
         fs.make_root(uid=os.getuid(), gid=os.getgid(), mode=0o755)
+        durability = Durability(cache)
         held = None if options.get("unheld") else _held(cache)
         operations = Operations(
             fs,
             fetch=_no_fetch,
-            wait_durable=Durability(cache).ensure,
+            wait_durable=durability.ensure,
             settled=clock.settled,
             once=None if held is None else held.once,
             uids=IdMap(options.get("uid_map", ())),
@@ -148,13 +152,16 @@ async def run(options: dict[str, Any], ready_fd: int) -> None:
         ) as ours:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_obey, ours)
+                nursery.start_soon(durability.run, SYNC_INTERVAL_S)
                 kernel = KernelCache()
                 if "behind" in options:
                     kernel.open(ours.kernel_fd)
                     await nursery.start(Behind(fs, kernel).serve, options["behind"])
                 nursery.start_soon(_announce, operations, ours, ready_fd)
                 await mount.serve(
-                    adaptive_wait_us=options.get("adaptive_wait_us", 40), device=ours.device
+                    adaptive_wait_us=options.get("adaptive_wait_us", 40),
+                    device=ours.device,
+                    turn=cache,
                 )
                 await kernel.close()
                 nursery.cancel_scope.cancel()
