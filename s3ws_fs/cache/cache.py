@@ -220,6 +220,8 @@ class Cache(Bookkeeping):
         self.batch: Batch | None = None
         """Where changes are committed, if there is a redo log."""
         self.head = self._load_head()
+        self.traced_generation = self.head.generation
+        """Of the newest change that may have made a git repository, as far as is known."""
         self.on_log_full: Callable[[], None] = lambda: None
         """A sync point is due, for the log's sake."""
 
@@ -336,6 +338,8 @@ class Cache(Bookkeeping):
         self.on_bytes(self.uncovered_bytes)
         if tx.is_freeing:
             self.freed = True
+        if tx.is_tracing or tx.is_unlogged:
+            self.traced_generation = tx.generation
         self.spent(added_bytes)
         if self.redo is not None and self.redo.is_due:
             self.on_log_full()
@@ -422,6 +426,7 @@ class Cache(Bookkeeping):
         with self._book() as txn:
             txn.put(META_HEAD, head.encode(), db=self.tables.meta)
         self.head = head
+        self.traced_generation = head.generation
 
     def file_bytes(self) -> int:
         """Bytes on disk of the environment."""

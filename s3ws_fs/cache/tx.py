@@ -25,6 +25,7 @@ from s3ws_fs.cache.tables import Tables
 from s3ws_fs.cache.view import META_HEAD, View
 from s3ws_fs.core import keys
 from s3ws_fs.core.extents import alloc_bytes
+from s3ws_fs.core.gitkeys import TRACES
 from s3ws_fs.core.records import (
     Head,
     InodeRec,
@@ -78,6 +79,7 @@ class Tx(View):
         "head_rec",
         "is_freeing",
         "is_housekeeping",
+        "is_tracing",
         "is_unlogged",
         "log",
         "now_ns",
@@ -100,6 +102,8 @@ class Tx(View):
         self.put_bytes = 0
         self.answer = 0
         """What the caller is answered, where a number is (see fuse.once)."""
+        self.is_tracing = False
+        """There may be a git repository where there was none."""
         self.is_housekeeping = False
         """Nobody asked for this change."""
 
@@ -161,6 +165,8 @@ class Tx(View):
 
     def put_dentry(self, parent: int, name: bytes, ino: int) -> None:
         """Let `name` in `parent` stand for an inode."""
+        if name in TRACES:
+            self.is_tracing = True
         key = keys.dentry_key(parent, name)
         self.txn.put(key, keys.pack_u64(ino), db=self.db.dentries)
         self.mark(keys.T_DENTRIES, key)

@@ -1,4 +1,5 @@
-"""Where the bundles of git repositories stand in the bucket: keys below the workspace prefix.
+"""What git calls its files, and where the bundles of its repositories stand in the bucket: keys
+below the workspace prefix.
 
     git/workspace.bundle        of the repository at the workspace's root
     git/{escaped path}.bundle   of one below it
@@ -10,7 +11,7 @@ Invariants
    bundle.
 2. `repository_of(bundle_key(path)) == path`.
 
-Called by snapshot, cli and tests.
+Called by cache, snapshot, cli and tests.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ import re
 from typing import Final
 
 from s3ws_fs.core.layout import escape_path, unescape_name
+
+SIGNS: Final = frozenset({b".git", b"HEAD"})
+"""One of these is in every repository."""
+TRACES: Final = SIGNS | {b"objects", b"refs", b"packed-refs", b"config", b"index"}
+"""One of these is made when a directory becomes a repository, whichever of them comes last."""
 
 GIT_PREFIX: Final = "git/"
 BUNDLE_END: Final = ".bundle"

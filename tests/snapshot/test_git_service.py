@@ -15,6 +15,8 @@ import trio
 import trio.testing
 
 from s3ws_fs.cache.cache import Cache
+from s3ws_fs.cache.view import View
+from s3ws_fs.core import keys
 from s3ws_fs.core.errors import FsError, TransientError
 from s3ws_fs.core.types import ROOT_INO
 from s3ws_fs.fs.filesystem import FileSystem
@@ -146,8 +148,77 @@ async def test_the_names_that_are_looked_through_are_bounded(
     monkeypatch.setattr(service, "LOOK_MAX", 3)
     for number in range(3):
         write(fs, b"f%d" % number, b"x")
-    assert not bench.git.is_due()
+    assert not bench.another().is_due()
     write(fs, b"one more", b"x")
+    assert bench.another().is_due()
+
+
+class Looks:
+    """Counts how often names are looked through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        original = View.has_name
+
+        def has_name(view: View, names: frozenset[bytes], look_max: int) -> bool:
+            self.count += 1
+            return original(view, names, look_max)
+
+        monkeypatch.setattr(View, "has_name", has_name)
+
+
+async def test_where_there_was_none_nobody_looks_again(
+    bench: GitBench, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Looks(monkeypatch)
+    write(fs, b"file", b"x")
+    assert not bench.git.is_due()
+    write(fs, b"another", b"x")
+    assert not bench.git.is_due()
+    assert looks.count == 1
+    # A name of git's that is no repository: looked at once.
+    fs.mkdir(ROOT_INO, b"config", 0o755, CRED)
+    assert not bench.git.is_due()
+    assert not bench.git.is_due()
+    assert looks.count == 2
+    directory = fs.mkdir(ROOT_INO, b"d", 0o755, CRED).ino
+    fs.mkdir(directory, b"elsewhere", 0o755, CRED)
+    assert not bench.git.is_due()
+    assert looks.count == 2
+    fs.rename(directory, b"elsewhere", directory, b".git", 0)
+    assert bench.git.is_due()
+
+
+async def test_what_a_child_did_not_find_is_not_looked_for_again(
+    bench: GitBench,
+    fs: FileSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A file called HEAD, or too many names to look through."""
+    write(fs, b"HEAD", b"of something else")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.git.run)
+        await bench.git.sync(ignore)
+        assert bench.jobs == 1
+        write(fs, b"more", b"x")
+        await bench.git.sync(ignore)
+        assert bench.jobs == 1
+        nursery.cancel_scope.cancel()
+    bench.change(git_states.BASE)
+    assert bench.git.is_due()
+
+
+async def test_a_change_in_bulk_may_bring_a_repository(bench: GitBench, fs: FileSystem) -> None:
+    write(fs, b"file", b"x")
+    assert not bench.git.is_due()
+    with bench.cache.write() as tx:
+        tx.bulk()
+        rec = tx.inode(ROOT_INO)
+        assert rec is not None
+        tx.put_inode(rec)
+        with tx.txn.cursor(db=tx.db.dentries) as cursor:
+            cursor.putmulti([(keys.dentry_key(ROOT_INO, b".git"), keys.pack_u64(77))])
     assert bench.git.is_due()
 
 

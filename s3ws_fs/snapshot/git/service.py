@@ -5,7 +5,8 @@ was put is noted for the child's next look.
 
 Invariants
 1. One at a time. A bundle replaces the one before in one PUT, so the bucket always has a whole one.
-2. It costs a change nothing: whether anything is to be done is seen by the generation, later.
+2. It costs a change nothing: whether anything is to be done is seen by the generation, later. Where
+   there was no repository, nobody looks for one before a name of git's was made.
 3. Nobody waits without a limit: sync for SYNC_S, after which the work goes on; the end of a mount
    for FINAL_S, after which it ends.
 4. What fails is told, is tried again, and hinders neither a flush nor the other repositories. The
@@ -31,6 +32,7 @@ from s3ws_fs.cache.cache import Cache
 from s3ws_fs.core import failpoints
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import FsError, S3wsError
+from s3ws_fs.core.gitkeys import SIGNS
 from s3ws_fs.snapshot.child import OnEvent, RunJob, ignore
 from s3ws_fs.snapshot.git.memory import note_uploaded
 from s3ws_fs.snapshot.maker import Health, Maker
@@ -53,8 +55,6 @@ NOTE: Final = "git"
 """Name of the cache's note of the last look."""
 BUNDLE_TYPE: Final = "application/x-git-bundle"
 
-_SIGNS: Final = frozenset({b".git", b"HEAD"})
-
 
 class GitState(Maker):
     """Of one mount."""
@@ -73,6 +73,8 @@ class GitState(Maker):
         self._wanted = trio.Event()
         self._looked = trio.Event()
         self._on_event: OnEvent = ignore
+        self._none_at = -1
+        """Generation at which there was no repository."""
         noted = cache.get_json(NOTE)
         self._last: dict[str, Any] = noted if isinstance(noted, dict) else {}
 
@@ -98,8 +100,13 @@ class GitState(Maker):
             return False
         if self._last.get("repositories"):
             return True
+        if self._cache.traced_generation <= self._none_at:
+            return False
         with self._cache.read() as view:
-            return view.has_name(_SIGNS, LOOK_MAX)
+            found = view.has_name(SIGNS, LOOK_MAX)
+        if not found:
+            self._none_at = generation
+        return found
 
     async def sync(self, on_event: OnEvent) -> dict[str, Any]:
         """Bundles of what changed before the call; what came of it. Never raises."""
@@ -179,6 +186,8 @@ class GitState(Maker):
         if self._error is not None:
             log.info("git state is saved again")
         self._error = None
+        if not done["repositories"]:
+            self._none_at = done["generation"]
         fresh = [item for item in made if item["outcome"] == "made"]
         broken = [item for item in made if item["outcome"] == "broken"]
         told = {item["name"]: item["why"] for item in self._last.get("broken", [])}
