@@ -35,6 +35,8 @@ from tests.support.armed import KILL, Plan
 from tests.support.files_model import XATTR, Files, Op, Shown, State, differences
 from tests.support.mounting import Workspace, mounted_workspace, workspace_config
 
+PAGE_BYTES: Final = 4096
+
 FIRST: Final = "first"
 SECOND: Final = "second"
 DEAD: Final = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
@@ -177,6 +179,17 @@ def shown_by(root: Path) -> State:
     return found
 
 
+def requests_of(op: Op) -> list[Op]:
+    """An operation as the kernel asks for it, after each request all that was asked by then.
+
+    It ends a write's request at a page that it has not whole, and begins another.
+    """
+    first_bytes = -op.at % PAGE_BYTES
+    if op.kind == "write" and 0 < first_bytes < len(op.data):
+        return [replace(op, data=op.data[:first_bytes]), op]
+    return [op]
+
+
 class Trial:
     """One case, in a directory of its own."""
 
@@ -287,9 +300,11 @@ class Trial:
 
     def _same(self, ws: Workspace, what: str) -> None:
         wanted, got = self.files.state(), shown_by(ws.mountpoint)
-        if self.in_flight is not None and differences(wanted, got):
-            # It was not answered: it is there as a whole, or not at all.
-            assert self.files.apply(self.in_flight) == 0
+        for op in () if self.in_flight is None else requests_of(self.in_flight):
+            # It was not answered: each request of it is there as a whole, or not at all.
+            if not differences(wanted, got):
+                break
+            assert self.files.apply(op) == 0
             wanted = self.files.state()
         self.in_flight = None
         assert not differences(wanted, got), f"{what}: {differences(wanted, got)}"
