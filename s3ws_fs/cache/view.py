@@ -109,11 +109,19 @@ class View:
 
     def has_name(self, names: frozenset[bytes], look_max: int) -> bool:
         """Whether any directory has an entry of one of these names; True when it is not known
-        after `look_max` entries."""
+        after `look_max` directories. What costs is how many of these are not empty: none of the
+        entries beside is looked at."""
         with self.txn.cursor(db=self.db.dentries) as cursor:
-            for count, key in enumerate(cursor.iternext(keys=True, values=False)):
-                if count == look_max or keys.split_dentry_key(key)[2] in names:
+            found = cursor.first()
+            count = 0
+            while found:
+                parent = keys.unpack_u64(cursor.key())
+                if count == look_max:
                     return True
+                if any(cursor.set_key(keys.dentry_key(parent, name)) for name in names):
+                    return True
+                count += 1
+                found = cursor.set_range(keys.pack_u64(parent + 1))
         return False
 
     def is_empty(self, parent: int) -> bool:

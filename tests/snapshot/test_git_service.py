@@ -142,15 +142,37 @@ async def test_without_a_repository_no_child_is_started(bench: GitBench, fs: Fil
     assert bench.git.is_due()
 
 
-async def test_the_names_that_are_looked_through_are_bounded(
+async def test_the_directories_that_are_looked_into_are_bounded_and_their_files_are_free(
     bench: GitBench, fs: FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "LOOK_MAX", 3)
-    for number in range(3):
+    for number in range(50):
         write(fs, b"f%d" % number, b"x")
+    for number in range(2):
+        below = fs.mkdir(ROOT_INO, b"d%d" % number, 0o755, CRED).ino
+        fs.mkdir(below, b"empty", 0o755, CRED)
+    # The root and two that are not empty.
     assert not bench.another().is_due()
-    write(fs, b"one more", b"x")
+    below = fs.mkdir(ROOT_INO, b"one more", 0o755, CRED).ino
+    assert not bench.another().is_due()
+    fs.mkdir(below, b"empty", 0o755, CRED)
     assert bench.another().is_due()
+
+
+@pytest.mark.parametrize("name", [b".git", b"HEAD"])
+async def test_a_sign_is_found_wherever_it_stands(
+    bench: GitBench, fs: FileSystem, name: bytes
+) -> None:
+    inos = [fs.mkdir(ROOT_INO, b"d%d" % number, 0o755, CRED).ino for number in range(20)]
+    for ino in inos:
+        for near in (b".gitignore", b".gi", b"head", b"zzz"):
+            fs.create(ino, near, 0o644, CRED)
+    assert not bench.git.is_due()
+    for ino in (inos[0], inos[9], inos[19]):
+        fs.create(ino, name, 0o644, CRED)
+        assert bench.git.is_due()
+        fs.unlink(ino, name)
+        assert not bench.git.is_due()
 
 
 class Looks:

@@ -47,8 +47,8 @@ SYNC_S: Final = 120.0
 FINAL_S: Final = 60.0
 RETRY_S: Final = 60.0
 """After a failure, a bundle is tried again so much later, or when somebody asks."""
-LOOK_MAX: Final = 200_000
-"""Names that are looked through, in the daemon, for a first repository."""
+LOOK_MAX: Final = 50_000
+"""Directories that are looked into, in the daemon, for a first repository."""
 TOLD_MAX: Final = 100
 """Repositories that status names."""
 NOTE: Final = "git"
