@@ -19,7 +19,14 @@ from typing import Final
 
 import lmdb
 
-from s3ws_fs.cache.redo import LoggedTxn, Record, Redo, apply, numbered
+from s3ws_fs.cache.redo import (
+    FRAME_BYTES_MAX,
+    LoggedTxn,
+    Record,
+    Redo,
+    apply,
+    numbered,
+)
 from s3ws_fs.cache.tables import Tables
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.core import failpoints
@@ -93,7 +100,9 @@ class Batch:
     def commit(self, tx: Tx, txn: LoggedTxn) -> None:
         """The operation is complete. Raises lmdb.Error: then comes `undo`."""
         log = self._log
-        if self.is_sharing and not tx.is_unlogged and log.append(tx.generation, txn.records):
+        # Before anything is encoded: a large change would be copied for nothing.
+        is_small = not tx.is_unlogged and tx.put_bytes <= FRAME_BYTES_MAX
+        if self.is_sharing and is_small and log.append(tx.generation, txn.records):
             self._is_busy = False
             self._done.append(txn.records)
             self._bytes += tx.put_bytes

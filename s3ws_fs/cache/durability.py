@@ -24,6 +24,7 @@ import lmdb
 import trio
 
 from s3ws_fs.cache.cache import Cache
+from s3ws_fs.cache.flushing import FlushThread
 from s3ws_fs.cache.recovery import REMEDY
 from s3ws_fs.cache.redo import Redo, flush
 from s3ws_fs.cache.syncpoint import SPOILT
@@ -61,6 +62,7 @@ class Durability:
         self.on_point: Callable[[], None] = lambda: None
         """Called after each sync point: something was changed before it."""
         self._log_lock = trio.Lock()
+        self._flushing = FlushThread(lambda descriptors: flush(descriptors))
         cache.on_bytes = self._on_bytes
         cache.on_log_full = self._on_log_full
 
@@ -105,8 +107,7 @@ class Durability:
             return
         generation, descriptors = begun
         try:
-            with trio.CancelScope(shield=True):
-                await self._in_thread(partial(flush, descriptors))
+            await self._flushing.flush(descriptors)
         except OSError as exc:
             self._cache.points.spoil()
             self._cache.drop_log()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from s3ws_fs.cache.redo import remove_log
 from s3ws_fs.cache.tables import DATA_DIR, DATA_FILE
 from tests.crash.ace_mount import CONTAINER, MountAce
 from tests.crash.sequences import KINDS, sequences
@@ -40,7 +41,7 @@ def test_killed_after_each(ace: MountAce) -> None:
 
 
 def test_a_lost_operation_is_found(ace: MountAce) -> None:
-    """The control: the database goes back to before the operations."""
+    """The control: the database goes back to before the operations, and its log is gone."""
     kept = b""
 
     def database(host: Host) -> Path:
@@ -54,6 +55,7 @@ def test_a_lost_operation_is_found(ace: MountAce) -> None:
         # In place: another file would be another writer's.
         with database(host).open("r+b") as file:
             file.write(kept)
+        remove_log(host.workspace_cache())
 
     ace.host.mount()
     created, *_ = (s for s in sequences(1) if s.ops[0].kind == "create")

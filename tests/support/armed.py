@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from s3ws_fs.core import failpoints
 from s3ws_fs.core.errors import ConflictError, PermanentError, TransientError
@@ -156,7 +156,7 @@ class Trigger:
 
     without: "resend" makes the kernel one that does not send unanswered requests again; "once"
     forgets what was done for those; "mount(2)" leaves the mounting to fusermount3; "flush" has the
-    next flush of the database fail, once, when a file of that name is in `directory`.
+    next flush of the database or its log fail, once, when a file of that name is in `directory`.
     """
 
     directory: str
@@ -215,9 +215,11 @@ def _do_without(what: str, directory: Path) -> None:
 
         mount._mount_directly = lambda *_: None
     elif what == "flush":
+        from s3ws_fs.cache import durability
         from s3ws_fs.cache.syncpoint import SyncPoints
 
-        flush = SyncPoints._flush
+        waiting: Any = durability
+        flush, flush_log = SyncPoints._flush, waiting.flush
 
         def fails_once(self: SyncPoints) -> None:
             with contextlib.suppress(FileNotFoundError):
@@ -225,7 +227,14 @@ def _do_without(what: str, directory: Path) -> None:
                 raise _lmdb_error("eio")
             flush(self)
 
+        def log_fails_once(fds: list[int]) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                (directory / what).unlink()
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            flush_log(fds)
+
         SyncPoints._flush = fails_once  # type: ignore[method-assign]
+        waiting.flush = log_fails_once
     elif what == "resend":
         from s3ws_fs.holder import memory
 
