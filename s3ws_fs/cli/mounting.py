@@ -21,8 +21,8 @@ from s3ws_fs import launch
 from s3ws_fs.cli import report
 from s3ws_fs.cli.render_git import git_troubles
 from s3ws_fs.control import wire
+from s3ws_fs.core.bounds import POLICIES
 from s3ws_fs.core.errors import UserError
-from s3ws_fs.core.outside import POLICIES
 from s3ws_fs.settings import OPTIONS, Option, Settings
 from s3ws_fs.settings.sources import default_storage_path
 from s3ws_fs.workspaces.mounts import runtime_dir

@@ -41,7 +41,6 @@ META_WORKSPACE: Final = "s3ws-ws"
 """User metadata of an index: what a listing shows without reading it."""
 
 INCOMPLETE_S: Final = 24 * 3600.0
-KEEP_MAX: Final = 1000
 BACKUPS_MAX: Final = 10_000
 """Backups that a listing looks at, the newest first."""
 

@@ -19,16 +19,26 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 from s3ws_fs.core import jsontext
-from s3ws_fs.core.backups import KEEP_MAX
+from s3ws_fs.core.bounds import (
+    HISTORY_HOURS,
+    HISTORY_MAX_BYTES,
+    KEEP_BOTH,
+    KEEP_MAX,
+    LEASE_S,
+    LEASE_S_MAX,
+    LEASE_S_MIN,
+    POLICIES,
+    SNAPSHOT_DAYS,
+)
 from s3ws_fs.core.errors import ExitCode, FormatError, UserError
 from s3ws_fs.core.ids import canonical_id, canonical_root_prefix
-from s3ws_fs.core.lease import LEASE_S, LEASE_S_MAX, LEASE_S_MIN
-from s3ws_fs.core.outside import KEEP_BOTH, POLICIES
-from s3ws_fs.core.retention import HISTORY_HOURS, HISTORY_MAX_BYTES, SNAPSHOT_DAYS, Limits
+
+if TYPE_CHECKING:
+    from s3ws_fs.core.retention import Limits
 
 StoreType = Literal["s3", "local"]
 AddressingStyle = Literal["auto", "path", "virtual"]
@@ -251,6 +261,9 @@ class MountConfig:
     @property
     def history_limits(self) -> Limits:
         """How much history is kept."""
+        # Only a daemon wants to know.
+        from s3ws_fs.core.retention import Limits
+
         return Limits(self.history_hours, self.history_max_bytes, self.snapshot_days)
 
     @property

@@ -40,9 +40,6 @@ LAPSED: Final = "lapsed"
 TAKEN: Final = "taken"
 """How a lease was got: there was none, it was released, ours already, lapsed, or taken by force."""
 
-LEASE_S: Final = 60.0
-LEASE_S_MIN: Final = 3.0
-LEASE_S_MAX: Final = 3600.0
 FENCE_PARTS: Final = 3
 """A proof of the lease is good for this part of it; that long a successor leaves the mirror."""
 IDLE_FACTOR: Final = 10

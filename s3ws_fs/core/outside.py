@@ -25,11 +25,6 @@ from s3ws_fs.core.content import Wishes
 from s3ws_fs.core.layout import unescape_path
 from s3ws_fs.core.limits import NAME_BYTES_MAX
 
-KEEP_BOTH: Final = "keep-both"
-BUCKET_WINS: Final = "bucket-wins"
-WORKSPACE_WINS: Final = "workspace-wins"
-POLICIES: Final = (KEEP_BOTH, BUCKET_WINS, WORKSPACE_WINS)
-
 OUTSIDE: Final = "outside"
 WORKSPACE: Final = "workspace"
 """Whose version a copy is, as its name says."""

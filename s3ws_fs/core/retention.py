@@ -25,12 +25,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from s3ws_fs.core.bounds import HISTORY_HOURS, HISTORY_MAX_BYTES, SNAPSHOT_DAYS
 from s3ws_fs.core.history import NAMED, UNDOABLE
-
-HISTORY_HOURS: Final = 24.0
-HISTORY_MAX_BYTES: Final = 2048 << 20
-SNAPSHOT_DAYS: Final = 30.0
-"""Defaults of the settings."""
 
 LOOK_LATER_HOURS: Final = 2.0
 """So much later than its limits say is an idle workspace's history looked at: nothing that was put

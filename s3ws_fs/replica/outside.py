@@ -31,16 +31,10 @@ from typing import Any, Final
 from s3ws_fs.cache.cache import Cache
 from s3ws_fs.cache.tx import Tx
 from s3ws_fs.core import failpoints
+from s3ws_fs.core.bounds import BUCKET_WINS, WORKSPACE_WINS
 from s3ws_fs.core.errors import FsError
 from s3ws_fs.core.mirrorplan import NO_HASH, TAKEN_OVER, UNKNOWN_DATA
-from s3ws_fs.core.outside import (
-    BUCKET_WINS,
-    WORKSPACE,
-    WORKSPACE_WINS,
-    Found,
-    copy_names,
-    workspace_path,
-)
+from s3ws_fs.core.outside import WORKSPACE, Found, copy_names, workspace_path
 from s3ws_fs.core.records import InodeRec, MirrorRow
 from s3ws_fs.core.types import Outdated
 from s3ws_fs.fs.arrivals import Arriving, Placed

@@ -17,11 +17,10 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from s3ws_fs.core import config as limits
-from s3ws_fs.core.backups import KEEP_MAX
+from s3ws_fs.core.bounds import KEEP_MAX, LEASE_S, LEASE_S_MAX, LEASE_S_MIN
 from s3ws_fs.core.config import IdMap, MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import UserError
 from s3ws_fs.core.ids import canonical_id, canonical_root_prefix
-from s3ws_fs.core.lease import LEASE_S, LEASE_S_MAX, LEASE_S_MIN
 from s3ws_fs.core.policies import Patterns, split_patterns
 from s3ws_fs.settings.sources import (
     OPTIONS,

@@ -31,10 +31,11 @@ from itertools import islice
 from typing import Any, Final
 
 from s3ws_fs.core import failpoints, layout
+from s3ws_fs.core.bounds import LEASE_S_MIN
 from s3ws_fs.core.errors import ConflictError, PermanentError, StoreError, TransientError, UserError
 from s3ws_fs.core.ids import RandBits, new_id
 from s3ws_fs.core.journal import HOST_CHARS_MAX
-from s3ws_fs.core.lease import LAPSE_SLACK_S, LEASE_S_MIN
+from s3ws_fs.core.lease import LAPSE_SLACK_S
 from s3ws_fs.core.tombstone import Tombstone
 from s3ws_fs.store.base import DELETE_BATCH, DeleteFailure, ListEntry
 from s3ws_fs.store.scoped import ScopedStore

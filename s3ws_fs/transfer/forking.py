@@ -33,6 +33,7 @@ from typing import Any, Final
 
 from s3ws_fs.cache.tableset import TableSet
 from s3ws_fs.core import failpoints, keys, layout
+from s3ws_fs.core.bounds import LEASE_S_MIN
 from s3ws_fs.core.errors import (
     ConflictError,
     ExitCode,
@@ -45,7 +46,6 @@ from s3ws_fs.core.errors import (
 from s3ws_fs.core.forks import Mark, Origin, decode_mark
 from s3ws_fs.core.ids import RandBits, new_id
 from s3ws_fs.core.journal import HOST_CHARS_MAX, KIND_SEGMENT, Header
-from s3ws_fs.core.lease import LEASE_S_MIN
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.records import CHUNK_RECORD_BYTES, decode_head
 from s3ws_fs.core.types import BLOB_BIT

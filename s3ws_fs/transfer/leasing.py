@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from s3ws_fs.core import journal, layout
+from s3ws_fs.core.bounds import LEASE_S
 from s3ws_fs.core.errors import (
     ConflictError,
     ExitCode,
@@ -37,7 +38,6 @@ from s3ws_fs.core.lease import (
     GIVEN,
     HELD,
     LAPSED,
-    LEASE_S,
     NEW,
     OWN,
     RELEASED,

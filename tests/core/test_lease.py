@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3ws_fs.core import lease
+from s3ws_fs.core import bounds, lease
 from s3ws_fs.core.errors import FormatError
 from s3ws_fs.core.journal import json_digest
 from s3ws_fs.core.lease import HELD, RELEASED, Lease, decode_lease
@@ -86,7 +86,7 @@ def test_it_lapses_by_one_clock() -> None:
     assert replace(ONE, lasts_ms=0).left_s(put_ns, put_ns) == 20 + lease.LAPSE_SLACK_S
 
 
-@given(st.floats(lease.LEASE_S_MIN, lease.LEASE_S_MAX), st.floats(0, 1e9))
+@given(st.floats(bounds.LEASE_S_MIN, bounds.LEASE_S_MAX), st.floats(0, 1e9))
 def test_how_long_an_idle_mount_extends_it(lease_s: float, idle_for_s: float) -> None:
     lasts_s = lease.idle_lease_s(lease_s, idle_for_s)
     assert 10 * lease_s <= lasts_s <= 60 * lease_s
@@ -95,9 +95,9 @@ def test_how_long_an_idle_mount_extends_it(lease_s: float, idle_for_s: float) ->
 
 def test_a_day_of_idleness_costs_few_requests() -> None:
     """The policy as the daemon runs it: renewals of one idle mount in 24 hours."""
-    now_s, lasts_s, renewals = 0.0, lease.LEASE_S, 0
+    now_s, lasts_s, renewals = 0.0, bounds.LEASE_S, 0
     while now_s < 86_400:
         now_s += lease.renew_after_s(lasts_s)
-        lasts_s = lease.idle_lease_s(lease.LEASE_S, now_s)
+        lasts_s = lease.idle_lease_s(bounds.LEASE_S, now_s)
         renewals += 1
     assert renewals < 45

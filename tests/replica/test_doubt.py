@@ -13,8 +13,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from s3ws_fs.core.bounds import BUCKET_WINS, KEEP_BOTH, WORKSPACE_WINS
 from s3ws_fs.core.layout import FILES_PREFIX
-from s3ws_fs.core.outside import BUCKET_WINS, KEEP_BOTH, WORKSPACE_WINS
 from s3ws_fs.replica.cycle import LOOK_AGAIN_S, LOOKS_MAX
 from s3ws_fs.store.memory import MemoryStore
 from s3ws_fs.transfer.whose import READINGS

@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from s3ws_fs.core import journal, layout
+from s3ws_fs.core.bounds import LEASE_S_MIN
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import (
     CacheError,
@@ -22,7 +23,6 @@ from s3ws_fs.core.errors import (
     TransientError,
     UserError,
 )
-from s3ws_fs.core.lease import LEASE_S_MIN
 from s3ws_fs.core.limits import EXTENT_BYTES
 from s3ws_fs.core.types import NeedExtents
 from s3ws_fs.replica.replicator import SYNC_RESTARTS_MAX

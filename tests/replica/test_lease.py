@@ -14,17 +14,10 @@ import trio.testing
 
 from s3ws_fs.cache.cache import Cache, Identity, open_cache
 from s3ws_fs.core import journal, layout
+from s3ws_fs.core.bounds import LEASE_S, LEASE_S_MIN
 from s3ws_fs.core.config import MountConfig
 from s3ws_fs.core.errors import ExitCode, TransientError, UserError
-from s3ws_fs.core.lease import (
-    HELD,
-    LEASE_S,
-    LEASE_S_MIN,
-    RELEASED,
-    Grant,
-    Lease,
-    decode_lease,
-)
+from s3ws_fs.core.lease import HELD, RELEASED, Grant, Lease, decode_lease
 from s3ws_fs.replica.lease import LeaseKeeper
 from s3ws_fs.store.scoped import ScopedStore
 from s3ws_fs.transfer.wire import FencedError

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 import xxhash
 
+from s3ws_fs.core.bounds import POLICIES, WORKSPACE_WINS
 from s3ws_fs.core.layout import FILES_PREFIX, mirror_path
-from s3ws_fs.core.outside import POLICIES, WORKSPACE_WINS
 from tests.sim.tree import Node, Nodes, Wrong, path_of
 
 if TYPE_CHECKING:

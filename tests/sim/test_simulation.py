@@ -14,8 +14,9 @@ from collections.abc import Callable
 import pytest
 
 from s3ws_fs.cache import syncpoint
+from s3ws_fs.core.bounds import BUCKET_WINS, KEEP_BOTH, POLICIES
 from s3ws_fs.core.mirrorplan import TAKEN_OVER, UNKNOWN_DATA
-from s3ws_fs.core.outside import BUCKET_WINS, KEEP_BOTH, POLICIES, Found
+from s3ws_fs.core.outside import Found
 from s3ws_fs.core.records import MirrorRow
 from s3ws_fs.replica import outside
 from s3ws_fs.replica.places import Place

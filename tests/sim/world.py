@@ -26,9 +26,9 @@ import trio
 import trio.testing
 
 from s3ws_fs.core import failpoints, journal
+from s3ws_fs.core.bounds import KEEP_BOTH
 from s3ws_fs.core.config import SIZE_BYTES_MIN, MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import ExitCode, StoreError
-from s3ws_fs.core.outside import KEEP_BOTH
 from tests.sim import quiet, strands
 from tests.sim.bucket import Bucket
 from tests.sim.history import HISTORY_CHANCE, History

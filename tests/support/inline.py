@@ -30,9 +30,9 @@ import trio
 
 from s3ws_fs.cache.cache import Cache, open_cache
 from s3ws_fs.cache.durability import Durability
+from s3ws_fs.core.bounds import LEASE_S_MIN
 from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import StartOverError
-from s3ws_fs.core.lease import LEASE_S_MIN
 from s3ws_fs.daemon.parts import identity
 from s3ws_fs.fs.filesystem import FileSystem
 from s3ws_fs.replica import base as replica_base

@@ -26,9 +26,9 @@ from typing import Any, Final
 import pytest
 
 from s3ws_fs.control import client, registry
+from s3ws_fs.core.bounds import LEASE_S_MIN
 from s3ws_fs.core.config import MountConfig, StoreConfig, WorkspaceId
 from s3ws_fs.core.errors import UserError
-from s3ws_fs.core.lease import LEASE_S_MIN
 from s3ws_fs.fuse import table
 from s3ws_fs.holder import HOLDER_PROGRAM
 
