@@ -207,7 +207,8 @@ def has_frames(directory: Path) -> bool:
     """Whether a log was begun, and not removed by a clean end."""
     for name in LOG_FILES:
         with contextlib.suppress(OSError), (directory / name).open("rb") as file:
-            log = decode_log(file.read(LOG_BYTES_MAX))
+            # The first frame is enough: who looks into a living cache comes here each time.
+            log = decode_log(file.read(_HEADER_BYTES + FRAME_BYTES_MAX))
             if log is not None and log.frames:
                 return True
     return False
