@@ -75,16 +75,15 @@ class Batch:
         """The transaction for one operation. Raises lmdb.Error."""
         if self.error is not None and not self.settle():
             raise self.error
-        txn = self._opened()
+        txn = self.opened()
         txn.records = []
         self._is_busy = True
         return txn
 
-    def shown(self) -> LoggedTxn | None:
-        """What to read from, where that is not the database. Raises lmdb.Error."""
-        return self._opened() if self._done else None
-
-    def _opened(self) -> LoggedTxn:
+    def opened(self) -> LoggedTxn:
+        """The open transaction, with all that is acknowledged: what to read from while there are
+        `operations`. Raises lmdb.Error.
+        """
         txn = self._txn
         if txn is None:
             raw = self._env.begin(write=True)
@@ -143,7 +142,7 @@ class Batch:
     def _commit(self) -> bool:
         for is_last in (False, True):
             try:
-                txn = self._opened()
+                txn = self.opened()
                 failpoints.hit(failpoints.BATCH_BEFORE)
                 txn.txn.commit()
             except lmdb.Error as exc:

@@ -316,11 +316,9 @@ class Cache(Bookkeeping):
 
     def _read_batch(self, batch: Batch) -> ReadContext:
         try:
-            shown = batch.shown()
+            return _BatchContext(batch.opened(), self.tables)
         except lmdb.Error as exc:
             raise self.failed(exc) from exc
-        assert shown is not None
-        return _BatchContext(shown, self.tables)
 
     def extent_bytes(self, extents: Iterable[bytes]) -> int:
         """How many bytes these extents (by key) hold in all. They are not read, nor copied."""

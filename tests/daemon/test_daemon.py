@@ -28,6 +28,7 @@ from tests.daemon.conftest import StuckReplica, parts_over
 from tests.support.mounting import (
     REPOSITORY,
     Workspace,
+    loaded_by,
     mounted_workspace,
     wait_until,
     workspace_config,
@@ -347,15 +348,7 @@ def test_root_of_a_new_workspace_is_as_configured(tmp_path: Path) -> None:
 
 
 def test_the_daemon_is_small(config: MountConfig) -> None:
-    script = "import sys, s3ws_fs.daemon.entry; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert HEAVY_MODULES.isdisjoint(done.stdout.split())
+    assert HEAVY_MODULES.isdisjoint(loaded_by("s3ws_fs.daemon.entry"))
     with mounted_workspace(config) as child:
         fields = dict(
             line.split(":", 1)

@@ -37,6 +37,19 @@ READY_TIMEOUT_S: Final = 30.0
 EXIT_TIMEOUT_S: Final = 30.0
 
 
+def loaded_by(module: str) -> list[str]:
+    """The modules that a fresh process has after importing this one."""
+    script = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
 def require_fuse() -> None:
     """Skip the test, saying why, where mounting is impossible."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):

@@ -122,14 +122,20 @@ def test_an_append_sends_the_tail(life: Life) -> None:
     assert mirrored(life) == data + b"tail" * 1000
 
 
-def test_an_append_sends_nothing_of_what_was_changed_before(life: Life) -> None:
-    data = bytearray(random.Random(7).randbytes(SIZE))
+def changed_everywhere(life: Life, seed: int) -> tuple[int, bytearray]:
+    """A large file that was mirrored before and after small changes all over it."""
+    data = bytearray(random.Random(seed).randbytes(SIZE))
     ino = write(life.fs, b"big", bytes(data))
     life.flush()
     for at in range(0, SIZE, LONG // 2):
         data[at : at + 10] = b"everywhere"
         life.fs.write(ino, at, b"everywhere")
     life.flush()
+    return ino, data
+
+
+def test_an_append_sends_nothing_of_what_was_changed_before(life: Life) -> None:
+    ino, data = changed_everywhere(life, 7)
     assert life.store.composed == 0, "the journal has no long range of it"
     for turn in range(3):
         data += b"tail" * 1000
@@ -155,13 +161,7 @@ def test_a_shorter_file_is_made_of_what_stands(life: Life) -> None:
 
 @pytest.mark.parametrize("is_moved", [False, True])
 def test_what_it_is_made_of_is_known_of_a_copy_too(life: Life, is_moved: bool) -> None:
-    data = bytearray(random.Random(9).randbytes(SIZE))
-    ino = write(life.fs, b"big", bytes(data))
-    life.flush()
-    for at in range(0, SIZE, LONG // 2):
-        data[at : at + 10] = b"everywhere"
-        life.fs.write(ino, at, b"everywhere")
-    life.flush()
+    ino, data = changed_everywhere(life, 9)
     if is_moved:
         life.fs.rename(ROOT_INO, b"big", ROOT_INO, b"moved", 0)
     else:
@@ -174,13 +174,7 @@ def test_what_it_is_made_of_is_known_of_a_copy_too(life: Life, is_moved: bool) -
 
 
 def test_nothing_is_made_of_an_object_that_is_not_ours(life: Life) -> None:
-    data = bytearray(random.Random(10).randbytes(SIZE))
-    ino = write(life.fs, b"big", bytes(data))
-    life.flush()
-    for at in range(0, SIZE, LONG // 2):
-        data[at : at + 10] = b"everywhere"
-        life.fs.write(ino, at, b"everywhere")
-    life.flush()
+    ino, _ = changed_everywhere(life, 10)
     other = random.Random(11).randbytes(SIZE)
     life.store.put(layout.FILES_PREFIX + "big", other)
     life.fs.write(ino, SIZE, b"x")

@@ -23,7 +23,7 @@ from s3ws_fs.transfer import early, wire
 from s3ws_fs.transfer.client import WorkerClient
 from s3ws_fs.transfer.requests import Handlers
 from s3ws_fs.transfer.session import Means, Session
-from tests.support.mounting import REPOSITORY
+from tests.support.mounting import REPOSITORY, loaded_by
 
 WORKSPACE = WorkspaceId("u", "c")
 
@@ -76,15 +76,7 @@ async def _until_buried(client: WorkerClient) -> None:
 
 
 def test_it_imports_little_so_that_the_worker_starts_soon() -> None:
-    script = "import sys, s3ws_fs.daemon.__main__; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    names = done.stdout.split()
+    names = loaded_by("s3ws_fs.daemon.__main__")
     assert [name for name in names if name.startswith("s3ws_fs.")] == [
         "s3ws_fs.daemon",
         "s3ws_fs.transfer",
